@@ -1,0 +1,150 @@
+"""The document that comes out: what was made, from what, how well it does, and what it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["pass", "fail", "unresolved", "unchecked"]
+Number = float | int | str
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RecipeRecord(_Frozen):
+    name: str
+    digest: str  # sha256 of the resolved values that determine the bytes
+    text: str  # as typed
+
+
+class SourceRecord(_Frozen):
+    uri: str
+    kind: str
+    name: str
+    repo: str | None
+    commit: str | None
+    architecture: str
+    parameters: int
+    digests: dict[str, str]
+    licence: str | None
+    licence_name: str | None
+    licence_link: str | None
+    context_length: int
+    already_quantised: str | None  # e.g. "Q4_1" when the source itself is a quantised file
+
+
+class MachineRecord(_Frozen):
+    cpu: str
+    cpu_class: str  # the class of CPU that the artefact bytes are promised for
+    instruction_sets: list[str]
+    cores: int
+    memory_bytes: int
+    platform: str
+    python: str
+    versions: dict[str, str]
+
+
+class TensorRecord(_Frozen):
+    name: str
+    source: str | None
+    shape: list[int]
+    source_dtype: str
+    type: str
+    wanted: str
+    reason: str
+    nbytes: int
+    relative_error: float | None = None  # sqrt(sum (w - decoded)^2 / sum w^2), on the written file
+
+
+class CheckRecord(_Frozen):
+    check: str
+    verdict: Literal["pass", "fail", "report", "unresolved"]
+    summary: str
+    values: dict[str, Number]
+    limits: dict[str, float]
+    engine: str
+
+
+class SpeedRecord(_Frozen):
+    engine: str
+    threads: int
+    prompt_tokens: int
+    decode_tokens: int
+    load_seconds: float
+    first_token_seconds: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_rss_bytes: int
+
+
+class MemoryRecord(_Frozen):
+    """Predicted memory of the artefact in its engine at one context length, bytes."""
+
+    context: int
+    weights: int
+    kv_cache: int
+    compute: int
+    overhead: int
+    total: int
+    measured: int | None  # peak RSS of a child process at this context, where it was measured
+
+
+class SampleRecord(_Frozen):
+    """A greedy answer through the chat template, original beside artefact."""
+
+    prompt: str
+    original: str
+    artefact: str
+
+
+class TargetRecord(_Frozen):
+    name: str
+    format: str
+    type: str
+    file: str
+    nbytes: int
+    sha256: str
+    bits_per_weight: float
+    seconds: float
+    peak_rss_bytes: int
+    verdict: Verdict
+    tensors: list[TensorRecord]
+    checks: list[CheckRecord]
+    speed: SpeedRecord | None
+    baseline: SpeedRecord | None  # the unquantised model in the same run
+    baseline_label: str | None
+    memory: list[MemoryRecord]
+    samples: list[SampleRecord]
+
+
+class Manifest(_Frozen):
+    schema_version: int = SCHEMA_VERSION
+    quantkit: str
+    created: str  # UTC, ISO 8601
+    recipe: RecipeRecord
+    source: SourceRecord
+    machine: MachineRecord
+    text: dict[str, str]  # name and sha256 of the evaluation text
+    targets: list[TargetRecord]
+    published: list[str] = []
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all targets."""
+        order: tuple[Verdict, ...] = ("fail", "unresolved", "unchecked", "pass")
+        return min((target.verdict for target in self.targets), key=order.index, default="unchecked")
+
+    def write(self, path: Path) -> None:
+        temporary = path.with_name(path.name + ".partial")
+        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))

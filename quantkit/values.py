@@ -1,0 +1,176 @@
+"""Frozen values and Protocols that the stages share. No stage imports another: they meet in pipeline.py through these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+Progress = Callable[[str, float, float], None]
+"""progress(what, done, total): called by long work with its step's name and position; drawing it is the caller's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A GGUF tensor type: arrays of rows to bytes and back. One file in codecs/gguf/ ends in one of these.
+
+    encode: float32 (n, width) with width a multiple of `block`, and an optional float32 importance (width,) >= 0
+            (E[x^2] of the input that each column meets), to uint8 (n, width // block * block_bytes).
+    decode: those bytes to float32 (n, width).
+    """
+
+    name: str
+    ggml_type: int
+    block: int
+    block_bytes: int
+    encode: Callable[[F32, F32 | None], U8]
+    decode: Callable[[U8], F32]
+
+    def row_bytes(self, width: int) -> int:
+        return width // self.block * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as a checkpoint declares it. `shape` is the checkpoint's (rows first); `dtype` is its stored type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class Weights(Protocol):
+    """A checkpoint's tensors under their Hugging Face names, read lazily."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
+        """Rows [start, stop) of a tensor as float32, shape (stop - start, *shape[1:]). Owned by the caller."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A checkpoint's tokenizer: the parsed tokenizer.json and tokenizer_config.json, and the chat template in force."""
+
+    definition: Mapping[str, Any]
+    config: Mapping[str, Any]
+    chat_template: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """What the source says of its licence; `files` maps LICENSE, NOTICE ... to their text and goes with every artefact."""
+
+    id: str | None = None
+    name: str | None = None
+    link: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint, pinned. `describe` makes it from headers alone (digests empty); `fetch` puts the weights on disk."""
+
+    uri: str
+    kind: Literal["hub", "folder", "gguf"]
+    name: str | None  # the model's own name; never a folder's name, so that bytes do not depend on where it lies
+    repo: str | None
+    commit: str | None
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    weights: Weights
+    tokenizer: Tokenizer | None
+    licence: Licence
+    download_bytes: int = 0  # what `fetch` would still download
+    reconstructed: bool = False  # no weights behind it: shapes come from config.json through transformers' model
+    digests: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256, of every weight file; after fetch
+
+    def parameters(self) -> int:
+        return sum(int(np.prod(info.shape)) for info in self.weights.infos.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One planned tensor of an artefact and why it gets its type."""
+
+    name: str  # in the artefact
+    source: str | None  # in the checkpoint; None for a tensor that the format adds
+    shape: tuple[int, ...]  # rows first
+    source_dtype: str
+    type: str
+    wanted: str  # what the mixture asked for; differs from `type` when the shape forbids it
+    reason: str
+    nbytes: int
+
+    @property
+    def fallback(self) -> bool:
+        return self.type != self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A file that a format wrote, under its final name in the workspace."""
+
+    target: str  # the target's name in the recipe, e.g. "gguf-Q4_K_M"
+    path: Path
+    nbytes: int
+    sha256: str
+    rows: tuple[Row, ...]
+    seconds: float
+    peak_rss_bytes: int
+
+
+class Runner(Protocol):
+    """An artefact loaded in an engine. `engine` names it with its version: every figure carries it."""
+
+    @property
+    def engine(self) -> str: ...
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        """Logits after each of `tokens`, in one forward from an empty cache: (len(tokens), vocabulary)."""
+        ...
+
+    def generate(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """Greedy continuation, at most `limit` tokens, ending before an end-of-generation token."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Medians over the repeats of one artefact on this machine; each repeat is a child process of its own."""
+
+    engine: str
+    threads: int
+    prompt_tokens: int
+    decode_tokens: int
+    load_seconds: float
+    first_token_seconds: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One check of one artefact. `report` measured without a gate; `unresolved` could not decide (exit code 4)."""
+
+    check: str
+    verdict: Literal["pass", "fail", "report", "unresolved"]
+    summary: str  # one line a person reads
+    values: Mapping[str, float | int | str]
+    limits: Mapping[str, float]
+    engine: str
