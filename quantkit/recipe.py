@@ -1,0 +1,161 @@
+"""What goes in: one source, the artefacts to make of it, the gates they pass, and where they go.
+
+A recipe is read alone: no Python paths, no templating, no key that nothing reads. `digest` covers only the resolved values
+that determine an artefact's bytes, so that a comment or another publish target changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"]
+GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
+
+DEFAULT_TEXT = "builtin:python-docs"
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Perplexity(_Strict):
+    """Perplexity over the second half of chunks of 512 tokens, as llama-perplexity counts it."""
+
+    text: str = Field(
+        DEFAULT_TEXT, description="builtin:python-docs, a file, or hf-dataset://org/name@rev/config/split?column=text"
+    )
+    chunks: int = Field(16, ge=2, le=4096, description="chunks of 512 tokens to score; more chunks, smaller errors")
+    max_ratio: float | None = Field(None, gt=0, description="gate: perplexity of the artefact / that of the original")
+
+
+class Divergence(_Strict):
+    """Kullback-Leibler divergence of the artefact's next-token distribution from the original's, same text, same chunks."""
+
+    max_mean: float | None = Field(None, gt=0, description="gate: mean divergence, nats per token")
+    min_same_top: float | None = Field(None, gt=0, le=1, description="gate: share of tokens with the same most likely token")
+
+
+class Latency(_Strict):
+    """Speed in the engine, always against the unquantised model in the same run."""
+
+    min_decode_ratio: float | None = Field(None, gt=0, description="gate: decode tokens/s over the unquantised model's")
+    rounds: int = Field(3, ge=1, le=50, description="child processes per model, interleaved; medians are reported")
+    prompt: int = Field(256, ge=16, description="tokens of the prefill measurement")
+    decode: int = Field(48, ge=8, description="tokens of the decode measurement")
+
+
+class Checks(_Strict):
+    """What an artefact is held to; a limit is a key that begins with max_ or min_. `report` measures without a gate."""
+
+    perplexity: Perplexity = Perplexity()
+    divergence: Divergence = Divergence()
+    latency: Latency = Latency()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _report_means_no_gate(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: {} if item == "report" else item for key, item in value.items()}
+
+
+SANITY_CHECKS = Checks(perplexity=Perplexity(max_ratio=1.5), divergence=Divergence(max_mean=0.5))
+"""For a run without thresholds of its own: only a broken conversion fails these."""
+
+CheckName = Literal["perplexity", "divergence", "latency"]
+
+
+class GgufTarget(_Strict):
+    """A GGUF file of one of llama.cpp's file types."""
+
+    format: Literal["gguf"]
+    type: GgufType
+    imatrix: bool = Field(False, description="weight the rounding errors by the calibration text's activations")
+    checks: dict[CheckName, Literal["report"]] = Field(
+        default_factory=dict, description="checks that only report for this target"
+    )
+
+    @property
+    def name(self) -> str:
+        return f"gguf-{self.type}" + ("-imatrix" if self.imatrix else "")
+
+
+class Calibration(_Strict):
+    """The text whose activations say which weights matter."""
+
+    text: str = DEFAULT_TEXT
+    tokens: int = Field(32768, ge=512)
+    length: int = Field(512, ge=64, le=8192)
+    seed: int = Field(0, ge=0)
+
+
+class FolderPublish(_Strict):
+    """A folder that is switched to the new version at once, when every gate has passed."""
+
+    folder: str = Field(min_length=1)
+
+
+class Recipe(_Strict):
+    """One source, the artefacts to make of it, the gates they pass, and where they go."""
+
+    source: str = Field(
+        min_length=1, description="hf://org/name@revision, a folder, a .gguf file, file://..., package://module/file.gguf"
+    )
+    targets: tuple[GgufTarget, ...]
+    calibration: Calibration | None = None
+    checks: Checks | None = Field(SANITY_CHECKS, description="false: nothing is measured, and the manifest says so")
+    publish: tuple[FolderPublish, ...] = ()
+    strict: bool = Field(False, description="a tensor that cannot have its wanted type is an error, not a row in the report")
+    prompts: tuple[str, ...] = Field(
+        ("What is the capital of France?", "Write a haiku about the sea.", "Explain in one sentence what a compiler does."),
+        description="answered greedily by the original and by every artefact, side by side in the report",
+    )
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _false_means_none(cls, value: Any) -> Any:
+        return None if value is False else value
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_differ(cls, targets: tuple[GgufTarget, ...]) -> tuple[GgufTarget, ...]:
+        if not targets:
+            raise ValueError("a recipe makes at least one artefact: - {format: gguf, type: Q4_K_M}")
+        names = [target.name for target in targets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the same target twice: {', '.join(twice)}; remove one")
+        return targets
+
+    @model_validator(mode="after")
+    def _calibration_is_used(self) -> Recipe:
+        wanted = [target.name for target in self.targets if target.imatrix]
+        if wanted and self.calibration is None:
+            raise ValueError(f"imatrix: true in {', '.join(wanted)} needs a calibration: {{text: ..., tokens: ...}}")
+        if self.calibration is not None and not wanted:
+            raise ValueError("calibration is given and no target uses it; set imatrix: true on one, or remove it")
+        return self
+
+    def digest(self, target: GgufTarget) -> str:
+        """sha256 of the values that determine this target's bytes, in canonical JSON."""
+        values: dict[str, Any] = {"target": target.model_dump(exclude={"checks"})}
+        if target.imatrix and self.calibration is not None:
+            values["calibration"] = self.calibration.model_dump()
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def gates(self, target: GgufTarget) -> Checks | None:
+        """The recipe's checks with this target's overrides; None when checks are off."""
+        if self.checks is None:
+            return None
+        return self.checks.model_copy(update={name: _ungated(getattr(self.checks, name)) for name in target.checks})
+
+
+def _ungated(check: C) -> C:
+    return check.model_copy(update={field: None for field in type(check).model_fields if field.startswith(("max_", "min_"))})
