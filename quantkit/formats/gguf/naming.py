@@ -1,0 +1,29 @@
+"""File names by the GGUF naming convention: <BaseName>-<SizeLabel>[-<FineTune>]-<Version>-<Encoding>.gguf.
+
+Source: ggml, docs/gguf.md. Downloaders find the encoding as the last part before the extension.
+"""
+
+from __future__ import annotations
+
+import re
+
+FIRST_RELEASE = "v1.0"  # what the convention assumes of a model that names no version
+
+
+def file_name(model: str, parameters: int, encoding: str) -> str:
+    """The artefact's file name. model: "SmolLM2-135M-Instruct" or "org/name"; parameters: their number, for a missing label."""
+    import gguf
+
+    clean = re.sub(r"[^A-Za-z0-9.]+", "-", model.split("/")[-1]).strip("-.") or "model"
+    _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(clean, parameters)
+    name = gguf.naming_convention(
+        None, base or clean, finetune, version or FIRST_RELEASE, size or size_label(parameters), encoding, model_type=None
+    )
+    return f"{name}.gguf"
+
+
+def size_label(parameters: int) -> str:
+    """135M, 1.1B, 7B: the convention's label for a dense model."""
+    import gguf
+
+    return str(gguf.size_label(parameters, parameters, 0, 0))

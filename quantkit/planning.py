@@ -1,0 +1,125 @@
+"""The plan: every tensor's fate with its reason, exact sizes, and what the run will need, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from quantkit.errors import InputError, ResourceError, UnresolvedError
+from quantkit.values import Row
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlan:
+    """One artefact to be. `nbytes` is the size of the file to the byte, or None when its metadata is not known yet."""
+
+    name: str
+    format: str
+    type: str
+    file: str
+    digest: str  # of the recipe's values that determine the bytes
+    rows: tuple[Row, ...]
+    nbytes: int | None
+    bits_per_weight: float  # of the tensors alone
+
+    @property
+    def fallbacks(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.fallback)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the run takes, in bytes and seconds. Estimates, but for the download."""
+
+    download: int
+    disk: int
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something that stops the run, and the remedy."""
+
+    kind: str  # engine, memory, disk, weights, strict
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    recipe: str
+    source: str
+    commit: str | None
+    architecture: str
+    parameters: int
+    reconstructed: bool
+    targets: tuple[TargetPlan, ...]
+    needs: Needs
+    notes: tuple[str, ...]
+    missing: tuple[Missing, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for `quantkit plan --json`; each row says whether it is a fallback."""
+        document = asdict(self)
+        for target, plain in zip(self.targets, document["targets"], strict=True):
+            plain["rows"] = [asdict(row) | {"fallback": row.fallback} for row in target.rows]
+        return document
+
+
+def bits_per_weight(rows: Iterable[Row]) -> float:
+    """Stored bits over weights; tensors that the format adds count as bytes, not as weights."""
+    nbytes = weights = 0
+    for row in rows:
+        nbytes += row.nbytes
+        if row.source is not None:
+            weights += count(row.shape)
+    return 8 * nbytes / max(weights, 1)
+
+
+def count(shape: Iterable[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def lacking(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
+    """Disk and memory that are not there. `folder` need not exist yet; `memory` is what this machine has, bytes."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = psutil.disk_usage(str(existing)).free
+    found = []
+    if needs.disk > free:
+        found.append(
+            Missing(
+                "disk",
+                f"{existing} has {size(free)} free and the run needs {size(needs.disk)}; use --work-dir on a larger disk",
+            )
+        )
+    if needs.memory > memory:
+        found.append(
+            Missing("memory", f"the run needs about {size(needs.memory)} of memory and this machine has {size(memory)}")
+        )
+    return found
+
+
+def refuse(plan: Plan) -> None:
+    """Raise what stops the run, all of it in one message: ResourceError, UnresolvedError (exit 4) for an engine, InputError."""
+    if not plan.missing:
+        return
+    message = "\n".join(missing.message for missing in plan.missing)
+    kinds = {missing.kind for missing in plan.missing}
+    if kinds & {"strict", "weights"}:
+        raise InputError(message)
+    raise UnresolvedError(message) if kinds == {"engine"} else ResourceError(message)
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a person reads them, in powers of 1000: 98.4 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.3g} {unit}" if nbytes < 100 * scale else f"{nbytes / scale:.0f} {unit}"
+    return f"{nbytes:.0f} B"

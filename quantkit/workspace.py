@@ -1,0 +1,103 @@
+"""build/<recipe>/: where everything is while it is made and whatever failed. Locked, and continued from the last finished step.
+
+A step writes under a temporary name (`*.partial`), is renamed when whole, and leaves a small key file beside it: the digest of
+what it was made from and of what it became. A later run keeps a file whose key and digest still hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import ResourceError
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The folder, made if need be, held for this process alone; leftovers of a killed run are removed.
+
+    Raises ResourceError when another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+            raise ResourceError(
+                f"{folder}: another run is at work here (process {holder}); wait for it, or use --work-dir for a second one"
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        for leftover in folder.rglob("*" + PARTIAL):
+            leftover.unlink()
+        yield folder
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: renamed to it when the block ends well, removed when it does not.
+
+    A full disk becomes a ResourceError that names the file.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ResourceError(f"{path}: the disk is full; nothing was kept of it. Free some space, or use --work-dir") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def key(**parts: Any) -> str:
+    """sha256 of the canonical JSON of everything that a step's result depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def remember(path: Path, made_from: str, **facts: Any) -> None:
+    """Write down that `path` is finished, what it was made from, and facts that a later run wants back."""
+    record = {"key": made_from, "sha256": digest(path), "nbytes": path.stat().st_size, "facts": facts}
+    with replacing(_record(path)) as temporary:
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+
+
+def recall(path: Path, made_from: str) -> Mapping[str, Any] | None:
+    """What `remember` wrote for this file, when it is whole and was made from the same; else None."""
+    try:
+        record = json.loads(_record(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record.get("key") != made_from or not path.is_file() or path.stat().st_size != record["nbytes"]:
+        return None
+    return record if digest(path) == record["sha256"] else None
+
+
+def forget(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _record(path).unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f".{path.name}.key")
