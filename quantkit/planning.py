@@ -87,7 +87,7 @@ def count(shape: Iterable[int]) -> int:
     return total
 
 
-def lacking(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
+def shortages(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
     """Disk and memory that are not there. `folder` need not exist yet; `memory` is what this machine has, bytes."""
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     free = psutil.disk_usage(str(existing)).free

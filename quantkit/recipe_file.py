@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class Document:
     text: str
     recipe: Recipe
 
+    def with_source(self, source: str) -> Document:
+        """The same recipe for another source; its text says so."""
+        text = f"# source given on the command line: {source}\n{self.text}"
+        return Document(self.name, text, self.recipe.model_copy(update={"source": source}))
+
 
 def read(path: Path) -> Document:
     """A recipe file. Raises RecipeError with every fault of it, one a line, as file:line: key: what and the remedy."""
@@ -36,6 +42,17 @@ def read(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     return parse(text, path.stem, str(path))
+
+
+def without_file(source: str, format: str, type: str, out: Path | None, checks: bool) -> Document:
+    """The recipe of a run that was given its source and target directly. Raises RecipeError."""
+    recipe: dict[str, Any] = {"source": source, "targets": [{"format": format, "type": type}]}
+    if not checks:
+        recipe["checks"] = False
+    if out is not None:
+        recipe["publish"] = [{"folder": str(out)}]
+    name = "-".join(re.findall(r"[\w.]+", source.rstrip("/").rsplit("/", 1)[-1])) or "model"
+    return parse(yaml.safe_dump(recipe, sort_keys=False), f"{name}-{type}".lower(), "the call")
 
 
 def parse(text: str, name: str, where: str) -> Document:

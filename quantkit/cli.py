@@ -1,0 +1,157 @@
+"""The command line: parse, one call, print. Machine output is one JSON document on stdout, everything else goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from quantkit import doctor, pipeline, recipe, recipe_file, screen
+from quantkit.errors import InputError, QuantkitError
+from quantkit.pipeline import Options
+from quantkit.progress import shown
+from quantkit.recipe_file import Document
+from quantkit.version import __version__
+
+app = typer.Typer(
+    help="Quantise open models on a CPU: a recipe in, verified artefacts and their hardware report out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+err = Console(stderr=True)
+INTERRUPTED = 130
+
+RecipeArgument = Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="a recipe; or give --source and --type")]
+Source = Annotated[str | None, typer.Option(help="the source, in place of the recipe's: hf://org/name@rev, a folder, a .gguf")]
+Format = Annotated[str, typer.Option(help="without a recipe: the format")]
+Type = Annotated[str | None, typer.Option(help="without a recipe: the type, e.g. Q4_K_M")]
+Out = Annotated[Path | None, typer.Option(help="without a recipe: the folder to publish to")]
+Only = Annotated[list[str] | None, typer.Option(help="only this target (its name or type); may be repeated")]
+WorkDir = Annotated[Path, typer.Option(help="where things are made; failed runs stay here, report included")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe_path: RecipeArgument = None,
+    source: Source = None,
+    format: Format = "gguf",
+    type: Type = None,
+    out: Out = None,
+    checks: Annotated[bool, typer.Option(help="without a recipe: --no-checks measures nothing, and the manifest says so")] = True,
+    only: Only = None,
+    threads: Annotated[int, typer.Option(min=0, help="0: one per core")] = 0,
+    force: Annotated[bool, typer.Option(help="make everything anew")] = False,
+    work_dir: WorkDir = Path("build"),
+    as_json: AsJson = False,
+) -> None:
+    """Make the artefacts, check them in their engine, report, and publish when every gate has passed."""
+    document = _document(recipe_path, source, format, type, out, checks)
+    options = Options(work_dir=work_dir, threads=threads, only=tuple(only or ()), force=force)
+    with shown(err) as progress:
+        manifest = pipeline.convert(document, options, progress)
+    screen.show_result(err, manifest, pipeline.build_folder(document, options))
+    if as_json:
+        _print(manifest.model_dump(mode="json"))
+    pipeline.judge(manifest, pipeline.build_folder(document, options))
+
+
+@app.command()
+def plan(
+    recipe_path: RecipeArgument = None,
+    source: Source = None,
+    format: Format = "gguf",
+    type: Type = None,
+    only: Only = None,
+    work_dir: WorkDir = Path("build"),
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would make and need, tensor by tensor, before any weight is read."""
+    document = _document(recipe_path, source, format, type, None, True)
+    made = pipeline.plan(document, Options(work_dir=work_dir, only=tuple(only or ())))
+    if as_json:
+        _print(made.as_json())
+    else:
+        screen.show_plan(Console(), made)
+
+
+@app.command(name="doctor")
+def examine(as_json: AsJson = False) -> None:
+    """Check the installation: engines, versions, CPU, memory and disk, with a remedy for each failure."""
+    findings = doctor.examine()
+    if as_json:
+        _print([finding.as_json() for finding in findings])
+    else:
+        screen.show_findings(Console(), findings)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(InputError.exit_code)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe."""
+    _print(recipe.schema())
+
+
+@app.command()
+def clean(
+    work_dir: WorkDir = Path("build"),
+    yes: Annotated[bool, typer.Option("--yes", help="remove them; without it they are only shown")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the build folders and the cache hold, and free it with --yes. Published artefacts stay."""
+    spaces = pipeline.leftovers(work_dir)
+    if yes:
+        pipeline.remove(spaces)
+    if as_json:
+        _print([{"path": str(path), "nbytes": nbytes, "removed": yes} for path, nbytes in spaces])
+    else:
+        screen.show_leftovers(Console(), spaces, removed=yes)
+
+
+def _document(
+    path: Path | None, source: str | None, format: str, type: str | None, out: Path | None, checks: bool
+) -> Document:
+    if path is not None:
+        if type is not None:
+            raise InputError("a recipe and --type exclude each other; change the recipe's targets, or leave the recipe out")
+        document = recipe_file.read(path)
+        return document if source is None else document.with_source(source)
+    if source is None or type is None:
+        raise InputError("give a recipe (quantkit run recipes/demo.yaml), or --source and --type")
+    return recipe_file.without_file(source, format, type, out, checks)
+
+
+def _print(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def main() -> None:
+    """Entry point: every error of quantkit's tree ends in its own exit code, and in one JSON document when --json was given."""
+    try:
+        app()
+    except QuantkitError as error:
+        sys.exit(_fail(type(error).__name__, str(error), error.exit_code))
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:
+            _fail("Interrupted", "interrupted; the next run continues from the last finished step", INTERRUPTED)
+        raise
+
+
+def _fail(kind: str, message: str, code: int) -> int:
+    err.print(f"quantkit: {message}", style="red" if err.is_terminal else None, highlight=False, markup=False, soft_wrap=True)
+    if "--json" in sys.argv:
+        _print({"error": kind, "message": message, "exit_code": code})
+    return code

@@ -1,0 +1,97 @@
+"""What a run will need and what it lacks: the arithmetic of footprint.py put to a recipe on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from quantkit import footprint, planning
+from quantkit.engines import llama_cpp
+from quantkit.planning import Missing, Needs, TargetPlan
+from quantkit.recipe import Checks, Recipe
+from quantkit.report import machine
+from quantkit.values import Snapshot
+from quantkit.verification import CHUNK
+
+# Of one core, rounded down from benchmarks/LOG.md; they carry the estimate of time and nothing else.
+ENCODED_WEIGHTS_PER_SECOND = 15e6
+FLOPS_OF_THE_WALK = 20e9
+FLOPS_OF_THE_ENGINE = 15e9
+BYTES_PER_SECOND_OF_DECODE = 5e9
+
+MICRO_BATCH = 4
+
+
+def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int) -> Needs:
+    """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
+    files = [_file_bytes(target) for target in targets]
+    steps = [
+        sum(footprint.conversion_memory(target.rows, slab_weights=1 << 19, threads=threads).values())
+        for target in (*targets, baseline)
+    ]
+    seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
+    disk = snapshot.download_bytes + sum(files)
+    if recipe.checks is not None:
+        steps += _check_memory(recipe.checks, snapshot, targets, baseline)
+        disk += _file_bytes(baseline) + _reference_bytes(recipe.checks, snapshot)
+        seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
+    return Needs(download=snapshot.download_bytes, disk=disk, memory=max(steps), seconds=seconds)
+
+
+def _file_bytes(target: TargetPlan) -> int:
+    return target.nbytes or sum(row.nbytes for row in target.rows)
+
+
+def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
+    return 4 * checks.perplexity.chunks * CHUNK * int(snapshot.config["hidden_size"])
+
+
+def _check_memory(checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan) -> Iterator[int]:
+    config = snapshot.config
+    yield sum(footprint.walk_memory(config, checks.perplexity.chunks, CHUNK, MICRO_BATCH).values())
+    head = 4 * int(config["vocab_size"]) * (int(config["hidden_size"]) + 4 * CHUNK)
+    isa = machine.instruction_sets()
+    for target in (*targets, baseline):
+        engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
+        yield engine[0].total + head
+
+
+def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: int) -> float:
+    """Forwards of the evaluation text through the walk and through every engine, and the latency rounds."""
+    weights = snapshot.parameters()
+    text = 2.0 * weights * checks.perplexity.chunks * CHUNK
+    rounds = checks.latency.rounds * (targets + 1)
+    speed = rounds * (2.0 * weights * checks.latency.prompt / (FLOPS_OF_THE_ENGINE * threads))
+    speed += rounds * checks.latency.decode * weights / BYTES_PER_SECOND_OF_DECODE
+    return text / (FLOPS_OF_THE_WALK * threads) + targets * text / (FLOPS_OF_THE_ENGINE * threads) + speed
+
+
+def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], needs: Needs, folder: Path) -> Iterator[Missing]:
+    """Everything that stops the run, each with its remedy."""
+    if snapshot.reconstructed:
+        yield Missing("weights", f"{snapshot.uri} has no weights: it can be planned, not run; fetch its .safetensors files")
+    if recipe.checks is not None and llama_cpp.available() is None:
+        yield Missing(
+            "engine", "the checks run in llama.cpp, which is not installed: make setup, or checks: false in the recipe"
+        )
+    for target in targets if recipe.strict else ():
+        for row in target.fallbacks:
+            yield Missing("strict", f"strict: {target.name}: {row.name} would be {row.type}: {row.reason}")
+    yield from planning.shortages(needs, folder, memory=machine.memory_bytes())
+
+
+def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
+    """What a reader of the plan should know."""
+    if snapshot.reconstructed:
+        yield "the list of tensors is reconstructed from config.json by transformers' model; no weights were seen"
+    if snapshot.kind == "gguf":
+        stored = ", ".join(sorted({info.dtype for info in snapshot.weights.infos.values()} - {"F32", "F16", "BF16"}))
+        if stored:
+            yield f"the source is itself quantised ({stored}): its dequantised weights are the original that checks compare with"
+    for target in targets:
+        if target.fallbacks:
+            share = sum(planning.count(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)
+            yield (
+                f"{target.name}: {len(target.fallbacks)} tensors, {100 * share:.0f}% of the weights, cannot have the type that "
+                f"{target.type} wants; {target.bits_per_weight:.2f} bits per weight in effect"
+            )

@@ -1,0 +1,95 @@
+"""What a person sees in the terminal: the plan, the doctor's findings, what can be freed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from quantkit.doctor import Finding
+from quantkit.planning import Plan, TargetPlan, size
+from quantkit.values import Row
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Every tensor's type with its reason (blocks that share one are one line), sizes, needs, notes, what is missing."""
+    origin = plan.source + (f" @ {plan.commit[:12]}" if plan.commit else "")
+    console.print(f"[bold]{plan.recipe}[/]: {origin}, {plan.architecture}, {plan.parameters / 1e6:.1f} M weights", highlight=False)
+    for target in plan.targets:
+        _show_target(console, target)
+    needs = plan.needs
+    console.print(
+        f"needs   download {size(needs.download)}, disk {size(needs.disk)}, memory about {size(needs.memory)}, "
+        f"about {duration(needs.seconds)} of this machine",
+        highlight=False,
+    )
+    for note in plan.notes:
+        console.print(f"note    {note}", highlight=False, markup=False)
+    for missing in plan.missing:
+        console.print(f"MISSING {missing.message}", style="red", highlight=False, markup=False)
+
+
+def _show_target(console: Console, target: TargetPlan) -> None:
+    nbytes = f"{target.nbytes:,} bytes exactly" if target.nbytes else "size known once the tokenizer is"
+    console.print(f"\n[bold]{target.name}[/] -> {target.file}: {nbytes}, {target.bits_per_weight:.2f} bits per weight", highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("tensor", "shape", "from", "type", "why"):
+        table.add_column(heading, overflow="fold")
+    for name, rows in _grouped(target.rows):
+        first = rows[0]
+        kind = f"[yellow]{first.type}[/]" if first.fallback else first.type
+        shape = "x".join(map(str, first.shape))
+        table.add_row(name, shape, first.source_dtype, kind, first.reason)
+    console.print(table, highlight=False)
+    if target.fallbacks:
+        console.print(
+            f"{len(target.fallbacks)} of {len(target.rows)} tensors cannot have the type that {target.type} wants (yellow); "
+            "strict: true makes that an error",
+            highlight=False,
+        )
+
+
+def _grouped(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows that differ in the block number alone under one name: blk.{0-3,6}.attn_v.weight."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        template = re.sub(r"\.\d+\.", ".{}.", row.name, count=1)
+        groups.setdefault((template, str(row.shape), row.source_dtype, row.type, row.reason), []).append(row)
+    return [(template[0].replace("{}", _ranges(members)), members) for template, members in groups.items()]
+
+
+def _ranges(rows: Sequence[Row]) -> str:
+    numbers = [int(found[1]) for row in rows if (found := re.search(r"\.(\d+)\.", row.name))]
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    return text if len(numbers) == 1 else "{" + text + "}"
+
+
+def show_findings(console: Console, findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        mark, style = ("ok  ", None) if finding.ok else ("FAIL", "red")
+        console.print(f"{mark}  {finding.what}: {finding.fact}", style=style, highlight=False, markup=False)
+        if not finding.ok:
+            console.print(f"      {finding.remedy}", highlight=False, markup=False)
+
+
+def show_leftovers(console: Console, spaces: Sequence[tuple[Path, int]], *, removed: bool) -> None:
+    for path, nbytes in spaces:
+        console.print(f"{size(nbytes):>10}  {path}", highlight=False, markup=False)
+    total = size(sum(nbytes for _, nbytes in spaces))
+    said = f"{total} freed" if removed else f"{total} can be freed: quantkit clean --yes"
+    console.print(said if spaces else "nothing to free", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,72 @@
+"""The end of a run: manifest, report, card and what lies beside them, written whether or not the checks passed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from quantkit.formats.gguf import layout
+from quantkit.manifest import Manifest, RecipeRecord, SourceRecord, TargetRecord
+from quantkit.planning import Plan
+from quantkit.recipe_file import Document
+from quantkit.report import card, html, machine
+from quantkit.values import Snapshot
+from quantkit.version import __version__
+from quantkit.workspace import replacing
+
+FLOATS = {"F32", "F16", "BF16"}
+
+
+def seal(
+    document: Document, plan: Plan, snapshot: Snapshot, targets: Sequence[TargetRecord], text: dict[str, str], work: Path
+) -> Manifest:
+    """Write manifest.json, report.html, README.md, Modelfile and the licence's files into `work`; return the manifest."""
+    manifest = Manifest(
+        quantkit=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=RecipeRecord(name=document.name, digest=document.recipe.whole_digest(), text=document.text),
+        source=_source(plan, snapshot),
+        machine=machine.describe(),
+        text=text,
+        targets=list(targets),
+        published=[target.folder for target in document.recipe.publish] if passed(targets) else [],
+    )
+    write_documents(manifest, snapshot, work)
+    return manifest
+
+
+def passed(targets: Sequence[TargetRecord]) -> bool:
+    return all(target.verdict in ("pass", "unchecked") for target in targets)
+
+
+def write_documents(manifest: Manifest, snapshot: Snapshot, work: Path) -> None:
+    documents = {
+        "manifest.json": manifest.model_dump_json(indent=2) + "\n",
+        "report.html": html.render(manifest),
+        "README.md": card.render(manifest),
+        "Modelfile": card.modelfile(manifest),
+        **snapshot.licence.files,
+    }
+    for name, text in documents.items():
+        with replacing(work / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _source(plan: Plan, snapshot: Snapshot) -> SourceRecord:
+    stored = sorted({info.dtype for info in snapshot.weights.infos.values()} - FLOATS)
+    return SourceRecord(
+        uri=snapshot.uri,
+        kind=snapshot.kind,
+        name=layout.model_title(snapshot),
+        repo=snapshot.repo,
+        commit=snapshot.commit,
+        architecture=plan.architecture,
+        parameters=plan.parameters,
+        digests=dict(snapshot.digests),
+        licence=snapshot.licence.id,
+        licence_name=snapshot.licence.name,
+        licence_link=snapshot.licence.link,
+        context_length=int(snapshot.config.get("max_position_embeddings", 0)),
+        already_quantised=", ".join(stored) or None,
+    )

@@ -1,0 +1,45 @@
+"""Every shipped recipe is valid, and is planned from its model's config.json and the tensors that transformers' model has."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from quantkit import pipeline, recipe_file
+from quantkit.pipeline import Options
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+CONFIGS = Path(__file__).parent / "configs"
+HUB = [path for path in RECIPES if (CONFIGS / f"{path.stem}.json").exists()]
+
+# Tensor bytes of llama.cpp's own files of these models: bits per weight as its README and the files' names on the Hub give them.
+BITS_PER_WEIGHT = {"mistral7b-q4": (4.83, 4.85), "llama3.1-8b-q4": (4.89, 4.90), "tinyllama-q8": (8.50, 8.51), "qwen3-0.6b-q4": (4.8, 5.3)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_is_valid_and_publishes_to_a_folder(path):
+    recipe = recipe_file.read(path).recipe
+    assert [str(target.folder) for target in recipe.publish] == [f"artefacts/{path.stem}"]
+    if recipe.source.startswith("hf://"):
+        assert recipe.source.endswith("@main")
+        assert "Put the commit here" in path.read_text()
+    assert not re.search(r"\b[0-9a-f]{40}\b", path.read_text()), "no hash that nobody resolved"
+
+
+def test_every_hub_recipe_has_a_config():
+    assert {path.stem for path in HUB} == {path.stem for path in RECIPES} - {"demo"}
+
+
+@pytest.mark.parametrize("path", HUB, ids=lambda path: path.stem)
+def test_is_planned_without_a_network(path, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(CONFIGS / f"{path.stem}.json", folder / "config.json")
+    plan = pipeline.plan(recipe_file.read(path).with_source(str(folder)), Options(work_dir=tmp_path / "build"))
+    assert plan.reconstructed
+    assert any("reconstructed" in note for note in plan.notes)
+    assert [missing.kind for missing in plan.missing if missing.kind == "weights"]
+    low, high = BITS_PER_WEIGHT[path.stem]
+    assert low <= plan.targets[0].bits_per_weight <= high
+    assert not plan.targets[0].fallbacks
