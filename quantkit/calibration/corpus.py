@@ -1,0 +1,68 @@
+"""A text becomes token sequences the way llama-perplexity makes them, so that its figures can be set beside ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import InputError, UnresolvedError
+from quantkit.values import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    name: str
+    sha256: str  # of the text's bytes
+    total_tokens: int  # in the whole text
+    tokens: NDArray[np.int32]  # (chunks, length)
+
+
+def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int = 512, name: str | None = None) -> Corpus:
+    """The first `chunks` pieces of `length` tokens of the UTF-8 text at `path`.
+
+    The text is tokenised once and whole; names of special tokens in it are ordinary text. Where the tokenizer begins a
+    text with a BOS token, every chunk's first token is replaced by it (llama.cpp, tools/perplexity). Raises
+    UnresolvedError where the text is too short, InputError where it is not UTF-8.
+    """
+    from tokenizers import Tokenizer as Engine
+
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); give the evaluation text as UTF-8") from error
+    engine = Engine.from_str(json.dumps(tokenizer.definition))
+    engine.encode_special_tokens = True
+    engine.no_truncation()
+    engine.no_padding()
+    ids = engine.encode(text, add_special_tokens=False).ids
+    bos = _bos(engine, tokenizer.config)
+    if bos is not None:
+        ids.insert(0, bos)
+    if len(ids) < chunks * length:
+        raise UnresolvedError(
+            f"{name or path}: {len(ids)} tokens with this tokenizer, {chunks} chunks of {length} need {chunks * length}: "
+            f"use a longer text or at most {len(ids) // length} chunks"
+        )
+    tokens = np.array(ids[: chunks * length], np.int32).reshape(chunks, length)
+    if bos is not None:
+        tokens[:, 0] = bos
+    return Corpus(name or path.name, hashlib.sha256(data).hexdigest(), len(ids), tokens)
+
+
+def _bos(engine: Any, config: Mapping[str, Any]) -> int | None:
+    """The token that the tokenizer puts before a text, if any: what its configuration says, else what it does."""
+    token = config.get("bos_token")
+    bos: int | None = engine.token_to_id(token["content"] if isinstance(token, Mapping) else token) if token else None
+    said = config.get("add_bos_token")
+    if isinstance(said, bool):
+        return bos if said else None
+    bare, full = engine.encode("a", add_special_tokens=False).ids, engine.encode("a", add_special_tokens=True).ids
+    return int(full[0]) if len(full) > len(bare) and full[0] != bare[0] else None

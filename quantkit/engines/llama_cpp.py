@@ -1,0 +1,242 @@
+"""llama.cpp, through the C interface that llama-cpp-python binds.
+
+`python -m quantkit.engines.llama_cpp measure --file F` measures one file in a process of its own and prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import InputError, ResourceError, SourceError, UnresolvedError
+from quantkit.values import F32, Runner, Speed
+
+_MICRO_BATCH = 512  # llama.cpp's own default
+_WARM_UP_TOKENS = 16
+_log: deque[str] = deque(maxlen=100)  # llama.cpp has one log per process; its end explains a failure
+
+
+def available() -> str | None:
+    """The version of llama-cpp-python if it is installed and its library loads."""
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError):
+        return None
+    return str(llama_cpp.__version__)
+
+
+def open_runner(path: Path, *, context: int, threads: int) -> Runner:
+    """Loads a GGUF file on the CPU, memory-mapped, for texts of up to `context` tokens.
+
+    Raises UnresolvedError without the engine, SourceError with llama.cpp's own reason for a file that it refuses, and
+    ResourceError where the context does not fit in memory.
+    """
+    library = _library()
+    _log.clear()
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+    model = library.llama_model_load_from_file(str(path).encode(), _model_settings(library))
+    if not model:
+        raise SourceError(f"llama.cpp does not load {path}: {_reason()}")
+    settings = library.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = context
+    settings.n_ubatch = min(context, _MICRO_BATCH)
+    settings.n_threads = settings.n_threads_batch = threads
+    state = library.llama_init_from_model(model, settings)
+    if not state:
+        library.llama_model_free(model)
+        raise ResourceError(f"llama.cpp makes no context of {context} tokens for {path}: {_reason()}")
+    return _Runner(library, model, state, context, f"llama.cpp (llama-cpp-python {available()})")
+
+
+@dataclass(slots=True)
+class _Runner:
+    _library: Any
+    _model: Any
+    _state: Any
+    _context: int
+    engine: str
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._model)))
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        self._forget()
+        self._decode(tokens, 0, every=True)
+        return self._rows(self._library.llama_get_logits(self._state), len(tokens))
+
+    def generate(self, tokens: Sequence[int], limit: int) -> list[int]:
+        self._forget()
+        self._decode(tokens, 0, every=False)
+        vocabulary = self._library.llama_model_get_vocab(self._model)
+        found: list[int] = []
+        while len(found) < limit and len(tokens) + len(found) < self._context:
+            token = self._greedy()
+            if self._library.llama_vocab_is_eog(vocabulary, token):
+                break
+            found.append(token)
+            if len(found) < limit:
+                self._decode([token], len(tokens) + len(found) - 1, every=False)
+        return found
+
+    def close(self) -> None:
+        """Frees the model; a second call does nothing."""
+        if self._model is not None:
+            self._library.llama_free(self._state)
+            self._library.llama_model_free(self._model)
+            self._model = self._state = None
+
+    def _forget(self) -> None:
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._state), True)
+
+    def _decode(self, tokens: Sequence[int], start: int, *, every: bool) -> None:
+        """One forward of `tokens` at positions from `start`; logits after each of them, or after the last only."""
+        count = len(tokens)
+        if not 0 < count <= self._context - start:
+            raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}")
+        batch = self._library.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(tokens):
+                batch.token[index], batch.pos[index] = token, start + index
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+                batch.logits[index] = every or index == count - 1
+            status = self._library.llama_decode(self._state, batch)
+        finally:
+            self._library.llama_batch_free(batch)
+        if status != 0:
+            raise ResourceError(f"llama.cpp's forward of {count} tokens ended with status {status}: {_reason()}")
+
+    def _greedy(self) -> int:
+        return int(self._rows(self._library.llama_get_logits_ith(self._state, -1), 1)[0].argmax())
+
+    def _rows(self, pointer: Any, count: int) -> F32:
+        """A copy: the engine's own buffer changes with the next forward."""
+        return np.ctypeslib.as_array(pointer, (count, self.vocabulary)).astype(np.float32, copy=True)
+
+
+@cache
+def _library() -> Any:
+    try:
+        import llama_cpp.llama_cpp as library
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UnresolvedError(
+            f"llama.cpp cannot be used ({error}): install it with `pip install 'quantkit-pipeline[llama]'`; "
+            "it needs a C++ compiler"
+        ) from error
+    library.llama_log_set(_keep(library), ctypes.c_void_p(0))
+    library.llama_backend_init()
+    return library
+
+
+@cache
+def _keep(library: Any) -> Any:
+    """The log callback; cached, because llama.cpp holds only a pointer to it."""
+
+    def keep(_level: int, text: bytes, _data: object) -> None:
+        _log.append(text.decode("utf-8", "replace"))
+
+    return library.llama_log_callback(keep)
+
+
+def _reason() -> str:
+    lines = [line.strip() for line in "".join(_log).splitlines()]
+    faults = [line for line in lines if any(word in line.lower() for word in ("error", "fail", "invalid", "unknown"))]
+    return "; ".join(dict.fromkeys(faults or lines[-3:])) or "it gave no reason"
+
+
+def _model_settings(library: Any) -> Any:
+    settings = library.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    return settings
+
+
+def measure(path: Path, *, threads: int, prompt: int, decode: int, context: int) -> Speed:
+    """Speed and peak memory of one file, from one child process; see `_measure` for what is timed.
+
+    Raises UnresolvedError where the child fails, with what it said.
+    """
+    sizes = {"threads": threads, "prompt": prompt, "decode": decode, "context": context}
+    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "quantkit.engines.llama_cpp", "measure", "--file", str(path), *options]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        said = child.stderr.strip().splitlines()
+        raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
+    return Speed(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def _measure(path: Path, threads: int, prompt: int, decode: int, context: int) -> Speed:
+    """Load, warm up, prefill `prompt` tokens in one forward, then `decode` tokens one at a time.
+
+    load_seconds: until the engine can take a prompt; with a memory-mapped file the pages may come later, in the warm-up.
+    first_token_seconds: prompt in, first token out, model loaded and warm. peak_rss_bytes: the whole process, mapped
+    pages of the file and the Python binding included. Tokens are arbitrary: speed does not depend on them.
+    """
+    begin = time.perf_counter()
+    runner = open_runner(path, context=context, threads=threads)
+    assert isinstance(runner, _Runner)
+    loaded = time.perf_counter()
+    vocabulary = runner.vocabulary
+    tokens = [(7919 * index + 17) % vocabulary for index in range(prompt + decode)]
+    runner.generate(tokens[:_WARM_UP_TOKENS], 4)
+    runner._forget()
+    warm = time.perf_counter()
+    runner._decode(tokens[:prompt], 0, every=False)
+    filled = time.perf_counter()
+    runner._greedy()
+    first = time.perf_counter()
+    for position in range(prompt, prompt + decode):
+        runner._decode(tokens[position : position + 1], position, every=False)
+        runner._greedy()
+    end = time.perf_counter()
+    runner.close()
+    return Speed(
+        engine=runner.engine,
+        threads=threads,
+        prompt_tokens=prompt,
+        decode_tokens=decode,
+        load_seconds=loaded - begin,
+        first_token_seconds=first - warm,
+        prefill_tokens_per_s=prompt / (filled - warm),
+        decode_tokens_per_s=decode / (end - first),
+        peak_rss_bytes=_peak_rss(),
+    )
+
+
+def _peak_rss() -> int:
+    """The high-water mark of this process: on Linux VmHWM, because ru_maxrss is inherited from the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m quantkit.engines.llama_cpp")
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("measure", help="load one GGUF file, time it, print one JSON line")
+    verb.add_argument("--file", type=Path, required=True)
+    for name, default in (("threads", 2), ("prompt", 512), ("decode", 64), ("context", 1024)):
+        verb.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    print(json.dumps(asdict(_measure(given.file, given.threads, given.prompt, given.decode, given.context))))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,95 @@
+"""Tensors lying in files, read by position: no mapping, so that resident memory is what the caller holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantkit.codecs.gguf_names import unpermute
+from quantkit.errors import SourceError
+from quantkit.values import F32, U8, Progress, TensorInfo
+
+_SLAB = 1 << 20  # weights decoded at a time
+_PIECE = 1 << 24  # bytes hashed at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tensor's rows lie and how they decode: uint8 (n, row_bytes) -> float32 (n, width)."""
+
+    path: Path
+    offset: int
+    rows: int
+    row_bytes: int
+    width: int
+    decode: Callable[[U8], F32]
+    heads: int = 0  # > 0: the rows lie in GGUF's order for so many heads
+
+
+class TensorFiles:
+    """Weights over spans of files. Reads are positional, so threads may share one."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo], spans: Mapping[str, Span]) -> None:
+        self.infos = infos
+        self._spans = spans
+        self.files = tuple(sorted({span.path for span in spans.values()}))
+        self._open: dict[Path, int] = {}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
+        span, shape = self._spans[name], self.infos[name].shape
+        first, last, _ = slice(start, stop).indices(span.rows)
+        out = np.empty((max(0, last - first), span.width), dtype=np.float32)
+        # A permuted row may come from anywhere in the tensor; packed, the whole of it is small.
+        packed = unpermute(self._rows(span, 0, span.rows), span.heads)[first:last] if span.heads else None
+        step = max(1, _SLAB // span.width)
+        for begin in range(0, len(out), step):
+            end = min(begin + step, len(out))
+            raw = self._rows(span, first + begin, first + end) if packed is None else packed[begin:end]
+            out[begin:end] = span.decode(np.ascontiguousarray(raw))
+        return out.reshape(len(out), *shape[1:])
+
+    def _rows(self, span: Span, start: int, stop: int) -> U8:
+        raw = np.empty((stop - start, span.row_bytes), dtype=np.uint8)
+        if span.path not in self._open:
+            self._open[span.path] = os.open(span.path, os.O_RDONLY)
+        view, position = raw.reshape(-1).data, span.offset + start * span.row_bytes
+        while view:  # one call reads at most 2 GiB
+            count = os.preadv(self._open[span.path], [view], position)
+            if count == 0:
+                raise SourceError(f"{span.path.name} ends at byte {position}: it was cut short while in use")
+            view, position = view[count:], position + count
+        return raw
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+class DeclaredTensors:
+    """Weights known by name and shape alone; reading them raises SourceError with the reason."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo], reason: str) -> None:
+        self.infos = infos
+        self._reason = reason
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
+        raise SourceError(f"cannot read {name}[{start}:{'' if stop is None else stop}]: {self._reason}")
+
+    def close(self) -> None:
+        pass
+
+
+def digest(path: Path, progress: Progress) -> str:
+    """sha256 of a file, streamed."""
+    total, done, state = path.stat().st_size, 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            state.update(piece)
+            done += len(piece)
+            progress(f"sha256 {path.name}", done, total)
+    return state.hexdigest()

@@ -1,0 +1,210 @@
+"""A folder as transformers saves it: safetensors (single or sharded), pickled .bin, or config.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import arch
+from quantkit.errors import SourceError, UnsupportedError
+from quantkit.source import card
+from quantkit.source.files import DeclaredTensors, Span, TensorFiles
+from quantkit.values import F32, U8, Snapshot, TensorInfo, Tokenizer, Weights
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def _f32(raw: U8) -> F32:
+    return raw.view("<f4")
+
+
+def _f16(raw: U8) -> F32:
+    return raw.view("<f2").astype(np.float32)
+
+
+def _bf16(raw: U8) -> F32:
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+_DTYPES = {"F32": (4, _f32), "F16": (2, _f16), "BF16": (2, _bf16)}
+_TORCH = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def describe(folder: Path, uri: str) -> Snapshot:
+    """The checkpoint in `folder`, from its headers. Raises SourceError, WeightError, UnsupportedError."""
+    config = read_json(folder / "config.json")
+    if config is None:
+        inside = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"; it holds {', '.join(inside)}: name the file itself" if inside else ""
+        raise SourceError(f"{folder.name} is not a checkpoint: it has no config.json{hint}")
+    architecture = arch.find(config)
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise UnsupportedError(
+            f"config.json: the checkpoint is already quantised ({method}); give the original it was made from"
+        )
+    weights = _weights(folder, config)
+    arch.verify(architecture, config, weights.infos)
+    matter = card.front_matter(folder)
+    return Snapshot(
+        uri=uri,
+        kind="folder",
+        name=matter.get("model_name") or None,
+        repo=None,
+        commit=None,
+        config=config,
+        generation_config=read_json(folder / "generation_config.json") or {},
+        weights=weights,
+        tokenizer=_tokenizer(folder),
+        licence=card.licence(matter, folder),
+        reconstructed=isinstance(weights, DeclaredTensors),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value; None if there is no such file. Raises SourceError."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path.name} is not JSON ({error}); fetch it again") from error
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """tokenizer.json with its settings; the chat template by llama.cpp's precedence: config, .jinja, .json."""
+    definition = read_json(folder / "tokenizer.json")
+    if definition is None:
+        return None
+    config = read_json(folder / "tokenizer_config.json") or {}
+    template = config.get("chat_template") or _template_files(folder)
+    named = {item["name"]: item["template"] for item in template} if isinstance(template, list) else {}
+    chosen = named.get("default") if named else template
+    return Tokenizer(definition, {**config, "chat_template": template} if named else config, chosen)
+
+
+def _template_files(folder: Path) -> Any:
+    path = folder / "chat_template.jinja"
+    if not path.is_file():
+        return (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    further = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    if not further:
+        return path.read_text(encoding="utf-8")
+    found = [("default", path), *((other.stem, other) for other in further)]
+    return [{"name": name, "template": file.read_text(encoding="utf-8")} for name, file in found]
+
+
+def _weights(folder: Path, config: Mapping[str, Any]) -> Weights:
+    index = read_json(folder / INDEX)
+    if (folder / SINGLE).is_file():
+        return _safetensors(folder, [SINGLE], config)
+    if index is not None:
+        placed = {str(name): str(file) for name, file in index["weight_map"].items()}
+        shards = sorted(set(placed.values()))
+        if absent := [name for name in shards if not (folder / name).is_file()]:
+            raise SourceError(f"{INDEX} names shards that are not there: {', '.join(absent)}; fetch them again")
+        return _safetensors(folder, shards, config, placed)
+    if strays := sorted(path.name for path in folder.glob("*.safetensors")):
+        raise SourceError(f"neither {SINGLE} nor {INDEX} is there, though {strays[0]} is; fetch the index again")
+    if any((folder / name).is_file() for name in PICKLED):
+        from quantkit.source import pickled
+
+        return pickled.load(folder, config)
+    return DeclaredTensors(
+        reconstruct(config), "the folder holds config.json and no weights; its tensors were reconstructed for planning"
+    )
+
+
+def _safetensors(
+    folder: Path, shards: list[str], config: Mapping[str, Any], placed: Mapping[str, str] | None = None
+) -> TensorFiles:
+    infos: dict[str, TensorInfo] = {}
+    spans: dict[str, Span] = {}
+    faults: list[str] = []
+    for shard in shards:
+        path = folder / shard
+        with path.open("rb") as file:
+            start, header = read_header(file.read(8), file.read, path.stat().st_size, shard)
+        for name, entry in header.items():
+            if name in infos:
+                faults.append(f"{name} is in {spans[name].path.name} and in {shard}")
+            if placed is not None and placed.get(name) != shard:
+                faults.append(f"{name} lies in {shard}, {INDEX} says {placed.get(name, 'nothing')}")
+            infos[name], spans[name] = _entry(path, start, name, entry)
+    for name, shard in (placed or {}).items():
+        if name not in infos:
+            faults.append(f"{name} is not in {shard}, where {INDEX} puts it")
+    if faults:
+        raise SourceError(f"{INDEX} and the shards disagree; fetch the checkpoint again:\n  " + "\n  ".join(faults))
+    return TensorFiles(*select(config, infos, spans))
+
+
+def select(
+    config: Mapping[str, Any], infos: Mapping[str, TensorInfo], spans: Mapping[str, Span]
+) -> tuple[dict[str, TensorInfo], dict[str, Span]]:
+    """Without the tensors known to be redundant. Raises UnsupportedError for a stored type that cannot be read."""
+    architecture = arch.find(config)
+    kept = {name: info for name, info in infos.items() if not arch.dropped(architecture, config, name)}
+    if odd := [f"{info.name} is {info.dtype}" for info in kept.values() if info.dtype not in _DTYPES]:
+        what = "an 8-bit float checkpoint: give the 16-bit original" if "F8_" in odd[0] else "not weights as trained"
+        known = ", ".join(_DTYPES)
+        raise UnsupportedError(f"stored types other than {known} are not supported ({what}): {'; '.join(odd[:5])}")
+    return kept, {name: spans[name] for name in kept if name in spans}
+
+
+def read_header(length: bytes, read: Any, size: int, shard: str) -> tuple[int, dict[str, Any]]:
+    """A safetensors file's data offset and tensor entries, by its first 8 bytes and a reader of what follows.
+
+    Raises SourceError if it is damaged, names a tensor twice, or differs from the file's size.
+    """
+    count = int.from_bytes(length, "little")
+    if len(length) < 8 or count > size - 8:
+        raise SourceError(f"{shard} is truncated: {size} bytes, its header alone wants {8 + count}; fetch it again")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise SourceError(f"{shard} names {next(key for key in keys if keys.count(key) > 1)} twice")
+        return found
+
+    try:
+        header = json.loads(read(count), object_pairs_hook=unique)
+    except ValueError as error:
+        raise SourceError(f"{shard}: the safetensors header is not JSON ({error}); fetch it again") from error
+    header.pop("__metadata__", None)
+    wanted = 8 + count + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if wanted != size:
+        state = "truncated" if size < wanted else "longer than its header says"
+        raise SourceError(f"{shard} is {state}: {size} bytes, the header says {wanted}; fetch it again")
+    return 8 + count, header
+
+
+def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> tuple[TensorInfo, Span]:
+    shape, (begin, end), dtype = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
+    itemsize, decode = _DTYPES.get(dtype, (0, _f32))
+    rows = shape[0] if shape else 1
+    width = int(np.prod(shape[1:], dtype=np.int64))
+    if itemsize and rows * width * itemsize != end - begin:
+        raise SourceError(f"{path.name}: {name} {dtype} {list(shape)} cannot fill {end - begin} bytes; fetch it again")
+    info = TensorInfo(name, shape, dtype, end - begin)
+    return info, Span(path, start + begin, rows, width * itemsize, width, decode)
+
+
+def reconstruct(config: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """The tensors that transformers' model of this config.json has, from the meta device; a tied head is left out."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = _TORCH.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    itemsize = _DTYPES[dtype][0]
+    return {
+        name: TensorInfo(name, tuple(value.shape), dtype, value.numel() * itemsize)
+        for name, value in model.named_parameters()
+    }

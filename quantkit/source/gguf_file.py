@@ -1,0 +1,133 @@
+"""A GGUF file as a checkpoint: names and Q/K order undone, weights dequantised, config and tokenizer rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import arch
+from quantkit.arch import Architecture
+from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.errors import SourceError, UnsupportedError
+from quantkit.source import card
+from quantkit.source.files import Span, TensorFiles
+from quantkit.values import F32, U8, Licence, Snapshot, TensorInfo, Tokenizer
+
+_HUB = "https://huggingface.co/"
+
+
+def describe(path: Path, uri: str) -> Snapshot:
+    """The checkpoint in a GGUF file, from its header. Raises SourceError, WeightError, UnsupportedError."""
+    if not path.is_file():
+        raise SourceError(f"no such file: {path}")
+    header = gguf_kv.read(path)
+    kv = header.values()
+    if kv.get("split.count", 0) > 1:
+        raise UnsupportedError(
+            f"{path.name} is part {kv.get('split.no', 0) + 1} of {kv['split.count']}: "
+            "merge the parts first with `llama-gguf-split --merge`"
+        )
+    name = gguf_kv.require(kv, "general.architecture")
+    architecture = arch.find_gguf(name)
+    spans, infos = _tensors(path, header)
+    freqs = spans.pop(gguf_names.ROPE_FREQS, None)
+    infos.pop(gguf_names.ROPE_FREQS, None)
+    config = gguf_config.decode(name, kv, _whole(freqs))
+    config["tie_word_embeddings"] = "output.weight" not in infos
+    for bias, template in {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}.items():
+        config[bias] = template in infos
+    weights = _weights(architecture, config, infos, spans)
+    arch.verify(architecture, config, weights.infos)
+    return Snapshot(
+        uri=uri,
+        kind="gguf",
+        name=kv.get("general.name") or kv.get("general.basename"),
+        repo=_repo(kv),
+        commit=None,
+        config=config,
+        generation_config=gguf_vocab.generation(kv),
+        weights=weights,
+        tokenizer=_tokenizer(kv),
+        licence=_licence(kv, path.parent),
+    )
+
+
+def _tokenizer(kv: Mapping[str, Any]) -> Tokenizer | None:
+    return gguf_vocab.decode(kv) if kv.get("tokenizer.ggml.model", "no_vocab") != "no_vocab" else None
+
+
+def _licence(kv: Mapping[str, Any], folder: Path) -> Licence:
+    said = {f"license{part}": kv.get(f"general.license{part.replace('_', '.')}") for part in ("", "_name", "_link")}
+    return card.licence(said, folder)
+
+
+def _repo(kv: Mapping[str, Any]) -> str | None:
+    """The Hub repository that the file says it was made from."""
+    if repo := kv.get("general.source.huggingface.repository"):
+        return str(repo)
+    url = str(kv.get("general.source.repo_url") or "")
+    return "/".join(url.removeprefix(_HUB).split("/")[:2]) if url.startswith(_HUB) else None
+
+
+def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[str, TensorInfo]]:
+    """Spans and infos under GGUF names. Raises SourceError if the file ends before a tensor does."""
+    import gguf
+
+    spans: dict[str, Span] = {}
+    infos: dict[str, TensorInfo] = {}
+    size, wanted = path.stat().st_size, header.data_offset
+    for record in header.tensors:
+        if record.ggml_type not in set(gguf.GGMLQuantizationType):
+            raise UnsupportedError(f"{path.name}: {record.name} has the unknown type {record.ggml_type}")
+        kind = gguf.GGMLQuantizationType(record.ggml_type)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        shape = tuple(reversed(record.dimensions))
+        rows, width = (shape[0], int(np.prod(shape[1:], dtype=np.int64))) if shape else (1, 1)
+        if width % block:
+            raise SourceError(f"{path.name}: {record.name} is {kind.name} with rows of {width}, no multiple of {block}")
+        row_bytes = width // block * block_bytes
+        offset = header.data_offset + record.offset
+        spans[record.name] = Span(path, offset, rows, row_bytes, width, _decoder(kind))
+        infos[record.name] = TensorInfo(record.name, shape, kind.name, rows * row_bytes)
+        wanted = max(wanted, offset + rows * row_bytes)
+    if size < wanted:
+        raise SourceError(f"{path.name} is truncated: {size} bytes, its header says {wanted}; fetch it again")
+    return spans, infos
+
+
+def _decoder(kind: Any) -> Callable[[U8], F32]:
+    import gguf
+
+    return partial(gguf.quants.dequantize, qtype=kind)
+
+
+def _whole(span: Span | None) -> F32 | None:
+    """A small tensor's values, of which config.json needs to know."""
+    if span is None:
+        return None
+    files = TensorFiles({"": TensorInfo("", (span.rows,), "F32", span.rows * span.row_bytes)}, {"": span})
+    found = files.read("")
+    files.close()
+    return found
+
+
+def _weights(
+    architecture: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], spans: Mapping[str, Span]
+) -> TensorFiles:
+    """The tensors under their Hugging Face names; a name that GGUF has and the architecture has not stays as it is."""
+    names = gguf_names.from_gguf(architecture, config["num_hidden_layers"])
+    found: dict[str, tuple[TensorInfo, Span]] = {}
+    for stored, info in infos.items():
+        name, span = names.get(stored, stored), spans[stored]
+        key = gguf_names.head_key(architecture, name)
+        found[name] = (
+            TensorInfo(name, info.shape, info.dtype, info.nbytes),
+            Span(span.path, span.offset, span.rows, span.row_bytes, span.width, span.decode, config[key] if key else 0),
+        )
+    order = [name for name in names.values() if name in found]
+    order += [name for name in found if name not in order]
+    return TensorFiles({name: found[name][0] for name in order}, {name: found[name][1] for name in order})

@@ -1,0 +1,62 @@
+"""pytorch_model*.bin: pickled weights, loaded only as torch's weights_only, which runs no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import SourceError, UnsupportedError
+from quantkit.source import folder
+from quantkit.values import F32, TensorInfo
+
+_DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+
+
+class PickledTensors:
+    """Weights over torch tensors that map their files."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo], tensors: Mapping[str, Any], files: tuple[Path, ...]) -> None:
+        self.infos = infos
+        self.files = files
+        self._tensors = dict(tensors)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
+        return np.array(self._tensors[name][start:stop].float().numpy(), dtype=np.float32)
+
+    def close(self) -> None:
+        self._tensors.clear()
+
+
+def load(place: Path, config: Mapping[str, Any]) -> PickledTensors:
+    """The .bin weights in a folder. Raises SourceError, UnsupportedError."""
+    import torch
+
+    single, index = folder.PICKLED
+    listing = folder.read_json(place / index)
+    names = [single] if (place / single).is_file() else sorted(set(listing["weight_map"].values()))
+    if absent := [name for name in names if not (place / name).is_file()]:
+        raise SourceError(f"{index} names shards that are not there: {', '.join(absent)}; fetch them again")
+    tensors: dict[str, Any] = {}
+    for name in names:
+        try:
+            tensors |= torch.load(place / name, map_location="cpu", weights_only=True, mmap=True)
+        except UnpicklingError as error:
+            raise UnsupportedError(
+                f"{name} is pickled and holds more than tensors, so loading it could run code: refused. "
+                "Use a safetensors checkpoint, or load and save it as one where you trust it"
+            ) from error
+        except (RuntimeError, ValueError, EOFError) as error:
+            raise SourceError(
+                f"{name} cannot be mapped as a torch checkpoint: truncated, damaged, or saved before torch 1.6; "
+                f"fetch it again or save it as safetensors ({str(error).splitlines()[0]})"
+            ) from error
+    infos = {
+        name: TensorInfo(name, tuple(value.shape), _DTYPES.get(str(value.dtype), str(value.dtype)), value.nbytes)
+        for name, value in tensors.items()
+    }
+    kept, _ = folder.select(config, infos, {})
+    return PickledTensors(kept, {name: tensors[name] for name in kept}, tuple(place / name for name in names))

@@ -1,0 +1,266 @@
+"""The model, block by block, in the memory of one block.
+
+The model is built on the meta device and its own forward is called once over the whole batch. Each decoder layer is a
+stage: it reads its own weights, runs the batch in micro-batches, and goes back to meta. Masks, rotary positions,
+sliding windows and the kinds of layers come from the model's own code, so that no architecture needs a file here.
+
+Peak memory is one layer in float32, two copies of the hidden states, and what one micro-batch needs. Sums inside torch
+follow the number of threads, so two thread counts agree to float32 rounding only: nothing here feeds artefact bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import UnsupportedError, WeightError
+from quantkit.values import F32, Progress, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+Observe = Callable[[str, F32], None]
+"""observe(weight, x): the input (tokens, width) that a matrix of a decoder layer meets, micro-batch by micro-batch."""
+
+Tokens = NDArray[np.int32] | NDArray[np.int64]
+
+_SLAB_BYTES = 64 << 20  # of an embedding or head, read at once
+_RESIDENT_BYTES = 1 << 30  # a head up to this size is read once; a larger one anew for every call
+_NOT_THE_MODEL = frozenset({"model_type", "quantization_config", "torch_dtype", "dtype"})
+
+
+def walk(
+    config: Mapping[str, Any],
+    weights: Weights,
+    sequences: Tokens,
+    *,
+    threads: int,
+    micro_batch: int = 4,
+    observe: Observe | None = None,
+    progress: Progress | None = None,
+) -> F32:
+    """Final hidden states (n, length, width), after the last norm, of token `sequences` (n, length).
+
+    config: a Hugging Face config.json. Raises UnsupportedError for a model_type unknown to transformers, and
+    WeightError for a tensor that the model needs and the checkpoint lacks or holds in another shape.
+    """
+    import torch
+
+    model = _skeleton(config)
+    base = model.base_model
+    layers = _layers(base)
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding = base.get_input_embeddings()
+    embedding.forward = partial(_embed, embedding, embedding.forward, weights, f"{names[id(embedding)]}.weight")
+    for index, layer in enumerate(layers):
+        prefix = f"{names[id(layer)]}."
+        if observe is not None:
+            _watch(layer, prefix, observe)
+        report = partial(progress, "walk", index + 1, len(layers)) if progress is not None else None
+        layer.forward = partial(_stage, layer, layer.forward, weights, prefix, micro_batch, report)
+    apart = tuple(f"{names[id(module)]}." for module in (layers, embedding))
+    prefix = f"{names[id(base)]}." if names[id(base)] else ""
+    rest = [name for name in base.state_dict() if not f"{prefix}{name}".startswith(apart)]
+    with _torch_threads(threads), torch.no_grad():
+        base.load_state_dict(_tensors(base, rest, weights, prefix), strict=False, assign=True)
+        output = base(input_ids=torch.from_numpy(np.asarray(sequences, np.int64)), use_cache=False)
+        hidden: F32 = output.last_hidden_state.numpy()
+    return hidden
+
+
+def head(config: Mapping[str, Any], weights: Weights, *, threads: int) -> Callable[[F32], F32]:
+    """The map from final hidden states (t, width) to logits (t, vocabulary), float32, by the model's own head code.
+
+    So a tied embedding, a bias, soft-capping and scaled logits are honoured. Errors as `walk` raises them.
+    """
+    import torch
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    model = _skeleton(config)
+    layers = _layers(model.base_model)
+    decoder = next(module for module in model.modules() if any(child is layers for child in module.children()))
+    output, names = model.get_output_embeddings(), {id(module): name for name, module in model.named_modules()}
+    tied = bool(model.config.tie_word_embeddings)
+    matrix = f"{names[id(model.base_model.get_input_embeddings() if tied else output)]}.weight"
+    bias = _read(weights, f"{names[id(output)]}.bias", tuple(output.bias.shape)) if output.bias is not None else None
+    slabs = _slabs(weights, matrix, tuple(output.weight.shape))
+    resident = list(slabs()) if output.weight.numel() * 4 <= _RESIDENT_BYTES else None
+
+    def project(hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.empty((*hidden.shape[:-1], output.weight.shape[0]))
+        for start, rows in slabs() if resident is None else resident:
+            stop = start + len(rows)
+            part = torch.from_numpy(bias[start:stop]) if bias is not None else None
+            logits[..., start:stop] = torch.nn.functional.linear(hidden, torch.from_numpy(rows), part)
+        return logits
+
+    output.forward = project
+
+    def logits(hidden: F32) -> F32:
+        states = BaseModelOutputWithPast(last_hidden_state=torch.from_numpy(np.ascontiguousarray(hidden))[None])
+        decoder.forward = lambda *_, **__: states
+        with _torch_threads(threads), torch.no_grad():
+            found: F32 = model(input_ids=torch.zeros((1, 1), dtype=torch.int64)).logits[0].numpy()
+        return found
+
+    return logits
+
+
+def _skeleton(config: Mapping[str, Any]) -> Any:
+    """The model of `config` on the meta device, buffers real: rotary tables are computed, not read."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = config.get("model_type")
+    settings = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), dtype=torch.float32)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"transformers cannot build a causal language model from model_type {kind!r}: {error}"
+        ) from error
+    return model.eval()
+
+
+def _layers(base: Any) -> Any:
+    import torch
+
+    count = base.config.num_hidden_layers
+    for module in base.modules():  # outermost first
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return module
+    raise UnsupportedError(f"{type(base).__name__} holds no list of {count} decoder layers to walk through")
+
+
+def _stage(
+    layer: Any,
+    forward: Callable[..., Any],
+    weights: Weights,
+    prefix: str,
+    micro_batch: int,
+    report: Callable[[], None] | None,
+    hidden: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """One decoder layer over the whole batch, its weights present only meanwhile."""
+    batch = hidden.shape[0]
+    empty = layer.state_dict()
+    layer.load_state_dict(_tensors(layer, list(empty), weights, prefix), assign=True)
+    pieces = []
+    for start in range(0, batch, micro_batch):
+        part = slice(start, start + micro_batch)
+        positional, named = _split((hidden, args), batch, part), _split(kwargs, batch, part)
+        pieces.append(forward(positional[0], *positional[1], **named))
+    layer.load_state_dict(empty, assign=True)
+    if report is not None:
+        report()
+    return _join(pieces)
+
+
+def _split(value: Any, batch: int, part: slice) -> Any:
+    """The micro-batch of a layer's argument: tensors with the batch first are cut, all else is passed on.
+
+    A vector is never cut: what a layer gets per sequence has at least two axes, while positions may happen to be as
+    long as the batch.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value[part] if value.ndim > 1 and value.shape[0] == batch else value
+    if type(value) in (tuple, list):
+        return type(value)(_split(item, batch, part) for item in value)
+    if type(value) is dict:
+        return {key: _split(item, batch, part) for key, item in value.items()}
+    return value
+
+
+def _join(pieces: list[Any]) -> Any:
+    """The batch's output from its micro-batches': a tensor, or a tuple with the hidden states first."""
+    import torch
+
+    if isinstance(pieces[0], tuple):
+        return (torch.cat([piece[0] for piece in pieces]), *pieces[0][1:])
+    return torch.cat(pieces)
+
+
+def _embed(
+    embedding: Any, forward: Callable[..., Any], weights: Weights, name: str, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Runs the embedding on a table of only those rows that `tokens` meets."""
+    import torch
+
+    met, index = torch.unique(tokens, return_inverse=True)
+    rows, wanted = np.empty((len(met), embedding.weight.shape[1]), np.float32), met.numpy()
+    if wanted[0] < 0 or wanted[-1] >= embedding.weight.shape[0]:
+        raise WeightError(
+            f"token ids {wanted[0]} to {wanted[-1]} do not fit {name} with {embedding.weight.shape[0]} rows: "
+            "tokenizer and checkpoint do not belong together"
+        )
+    for start, slab in _slabs(weights, name, tuple(embedding.weight.shape))():
+        here = slice(*np.searchsorted(wanted, (start, start + len(slab))))
+        rows[here] = slab[wanted[here] - start]
+    embedding.padding_idx = None  # matters to gradients only, and is no index into these rows
+    empty = embedding.weight
+    embedding.weight = torch.nn.Parameter(torch.from_numpy(rows), requires_grad=False)
+    found: torch.Tensor = forward(index)
+    embedding.weight = empty
+    return found
+
+
+def _watch(layer: Any, prefix: str, observe: Observe) -> None:
+    def see(name: str, _: Any, inputs: tuple[Any, ...]) -> None:
+        observe(name, inputs[0].reshape(-1, inputs[0].shape[-1]).numpy())
+
+    for name, module in layer.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.ndim == 2:
+            module.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight"))
+
+
+def _tensors(module: Any, names: list[str], weights: Weights, prefix: str) -> dict[str, torch.Tensor]:
+    import torch
+
+    state = module.state_dict()
+    return {name: torch.from_numpy(_read(weights, prefix + name, tuple(state[name].shape))) for name in names}
+
+
+def _read(weights: Weights, name: str, shape: tuple[int, ...]) -> F32:
+    return weights.read(_stored(weights, name, shape))
+
+
+def _slabs(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], Iterator[tuple[int, F32]]]:
+    """(first row, rows) of a matrix, a few at a time."""
+    stored, step = _stored(weights, name, shape), max(1, _SLAB_BYTES // (4 * shape[1]))
+    starts = range(0, shape[0], step)
+    return lambda: ((start, weights.read(stored, start, min(start + step, shape[0]))) for start in starts)
+
+
+def _stored(weights: Weights, name: str, shape: tuple[int, ...]) -> str:
+    """The checkpoint's name of the model's tensor `name`: the same, or without the base model's prefix (gpt2)."""
+    for candidate in (name, name.partition(".")[2]):
+        info = weights.infos.get(candidate)
+        if info is not None and tuple(info.shape) != shape:
+            raise WeightError(f"{candidate} is {tuple(info.shape)} in the checkpoint, its config.json makes it {shape}")
+        if info is not None:
+            return candidate
+    raise WeightError(f"the checkpoint lacks {name} {shape}, which the model of its config.json needs")
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
