@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantkit import doctor, pipeline, recipe, recipe_file, screen
+from quantkit import doctor, pipeline, recipe_file, screen
+from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
 from quantkit.progress import shown
@@ -50,7 +51,9 @@ def run(
     format: Format = "gguf",
     type: Type = None,
     out: Out = None,
-    checks: Annotated[bool, typer.Option(help="without a recipe: --no-checks measures nothing, and the manifest says so")] = True,
+    checks: Annotated[
+        bool, typer.Option(help="without a recipe: --no-checks measures nothing, and the manifest says so")
+    ] = True,
     only: Only = None,
     threads: Annotated[int, typer.Option(min=0, help="0: one per core")] = 0,
     force: Annotated[bool, typer.Option(help="make everything anew")] = False,
@@ -102,7 +105,7 @@ def examine(as_json: AsJson = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe."""
-    _print(recipe.schema())
+    _print(recipes.schema())
 
 
 @app.command()
@@ -121,9 +124,7 @@ def clean(
         screen.show_leftovers(Console(), spaces, removed=yes)
 
 
-def _document(
-    path: Path | None, source: str | None, format: str, type: str | None, out: Path | None, checks: bool
-) -> Document:
+def _document(path: Path | None, source: str | None, format: str, type: str | None, out: Path | None, checks: bool) -> Document:
     if path is not None:
         if type is not None:
             raise InputError("a recipe and --type exclude each other; change the recipe's targets, or leave the recipe out")

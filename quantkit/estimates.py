@@ -87,7 +87,7 @@ def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
     if snapshot.kind == "gguf":
         stored = ", ".join(sorted({info.dtype for info in snapshot.weights.infos.values()} - {"F32", "F16", "BF16"}))
         if stored:
-            yield f"the source is itself quantised ({stored}): its dequantised weights are the original that checks compare with"
+            yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
     for target in targets:
         if target.fallbacks:
             share = sum(planning.count(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)

@@ -96,9 +96,7 @@ def make(
     if kept is not None:
         return Artefact(plan.name, path, kept["nbytes"], kept["sha256"], plan.rows, **kept["facts"])
     target = next(target for target in document.recipe.targets if target.name == plan.name)
-    artefact = writer.write(
-        plan, target, snapshot, work, importance={}, threads=options.workers, progress=progress
-    )
+    artefact = writer.write(plan, target, snapshot, work, importance={}, threads=options.workers, progress=progress)
     workspace.remember(path, made_from, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
     return artefact
 
@@ -119,9 +117,7 @@ def examine(
             gates = recipe.gates(target)
             assert gates is not None
             records.append(
-                verification.verify(
-                    artefact, plan, gates, reference, original, snapshot, recipe.prompts, workers, progress
-                )
+                verification.verify(artefact, plan, gates, reference, original, snapshot, recipe.prompts, workers, progress)
             )
     return {"name": text.name, "sha256": text.sha256}, records
 

@@ -72,15 +72,26 @@ SANITY_CHECKS = Checks(perplexity=Perplexity(max_ratio=1.5), divergence=Divergen
 CheckName = Literal["perplexity", "divergence", "latency"]
 
 
+class TokenizerOverride(_Strict):
+    """What a checkpoint does not say of its tokenizer, or says wrongly."""
+
+    pre: str = Field(min_length=1, description="llama.cpp's name of the pre-tokenizer, e.g. llama-bpe")
+
+
 class GgufTarget(_Strict):
     """A GGUF file of one of llama.cpp's file types."""
 
     format: Literal["gguf"]
     type: GgufType
     imatrix: bool = Field(False, description="weight the rounding errors by the calibration text's activations")
+    tokenizer: TokenizerOverride | None = None
     checks: dict[CheckName, Literal["report"]] = Field(
         default_factory=dict, description="checks that only report for this target"
     )
+
+    @property
+    def pre(self) -> str | None:
+        return self.tokenizer.pre if self.tokenizer else None
 
     @property
     def name(self) -> str:
@@ -148,7 +159,11 @@ class Recipe(_Strict):
         values: dict[str, Any] = {"target": target.model_dump(exclude={"checks"})}
         if target.imatrix and self.calibration is not None:
             values["calibration"] = self.calibration.model_dump()
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return _sha256(values)
+
+    def whole_digest(self) -> str:
+        """sha256 of every target's digest: the same for two recipes that make the same files of the same source."""
+        return _sha256(sorted(self.digest(target) for target in self.targets))
 
     def gates(self, target: GgufTarget) -> Checks | None:
         """The recipe's checks with this target's overrides; None when checks are off."""
@@ -157,5 +172,14 @@ class Recipe(_Strict):
         return self.checks.model_copy(update={name: _ungated(getattr(self.checks, name)) for name in target.checks})
 
 
+def _sha256(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def _ungated(check: C) -> C:
     return check.model_copy(update={field: None for field in type(check).model_fields if field.startswith(("max_", "min_"))})
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe, for editors and `quantkit schema`."""
+    return Recipe.model_json_schema()

@@ -17,7 +17,9 @@ from quantkit.values import Row
 def show_plan(console: Console, plan: Plan) -> None:
     """Every tensor's type with its reason (blocks that share one are one line), sizes, needs, notes, what is missing."""
     origin = plan.source + (f" @ {plan.commit[:12]}" if plan.commit else "")
-    console.print(f"[bold]{plan.recipe}[/]: {origin}, {plan.architecture}, {plan.parameters / 1e6:.1f} M weights", highlight=False)
+    console.print(
+        f"[bold]{plan.recipe}[/]: {origin}, {plan.architecture}, {plan.parameters / 1e6:.1f} M weights", highlight=False
+    )
     for target in plan.targets:
         _show_target(console, target)
     needs = plan.needs
@@ -34,7 +36,9 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 def _show_target(console: Console, target: TargetPlan) -> None:
     nbytes = f"{target.nbytes:,} bytes exactly" if target.nbytes else "size known once the tokenizer is"
-    console.print(f"\n[bold]{target.name}[/] -> {target.file}: {nbytes}, {target.bits_per_weight:.2f} bits per weight", highlight=False)
+    console.print(
+        f"\n[bold]{target.name}[/] -> {target.file}: {nbytes}, {target.bits_per_weight:.2f} bits per weight", highlight=False
+    )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("tensor", "shape", "from", "type", "why"):
         table.add_column(heading, overflow="fold")

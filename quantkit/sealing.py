@@ -58,7 +58,7 @@ def _source(plan: Plan, snapshot: Snapshot) -> SourceRecord:
     return SourceRecord(
         uri=snapshot.uri,
         kind=snapshot.kind,
-        name=layout.model_title(snapshot),
+        name=layout.title(snapshot),
         repo=snapshot.repo,
         commit=snapshot.commit,
         architecture=plan.architecture,

@@ -25,6 +25,7 @@ from quantkit.values import F32, Artefact, CheckResult, Progress, Row, Snapshot,
 CHUNK = 512  # tokens; llama-perplexity's
 ANSWER_TOKENS = 64
 BASELINE = "baseline-F16"
+BASELINE_TARGET = GgufTarget(format="gguf", type="F16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,10 @@ def make_reference(
 
 
 @contextmanager
-def baseline(
-    snapshot: Snapshot, prompts: Sequence[str], work: Path, threads: int, progress: Progress
-) -> Iterator[Baseline]:
+def baseline(snapshot: Snapshot, prompts: Sequence[str], work: Path, threads: int, progress: Progress) -> Iterator[Baseline]:
     """The F16 file that speed and answers are compared with, while the block runs."""
-    target = GgufTarget(format="gguf", type="F16")
-    plan = replace(layout.plan(target, BASELINE, snapshot, BASELINE), name=BASELINE, file=f"{BASELINE}.gguf")
-    artefact = writer.write(plan, target, snapshot, work, importance={}, threads=threads, progress=progress)
+    plan = replace(layout.plan(BASELINE_TARGET, "", snapshot, BASELINE), name=BASELINE, file=f"{BASELINE}.gguf")
+    artefact = writer.write(plan, BASELINE_TARGET, snapshot, work, importance={}, threads=threads, progress=progress)
     try:
         runner = llama_cpp.open_runner(artefact.path, context=CHUNK, threads=threads)
         try:
@@ -154,10 +152,10 @@ def source_rows(snapshot: Snapshot) -> Callable[[Row, int, int], F32]:
         if row.source is None:
             return extra[row.name].reshape(-1, row.shape[-1])[start:stop]
         heads = gguf_names.heads(architecture, row.source, snapshot.config)
-        if heads is None and len(row.shape) > 1:
+        if not heads and len(row.shape) > 1:
             return snapshot.weights.read(row.source, start, stop)
         whole = snapshot.weights.read(row.source)
-        ordered = whole if heads is None else gguf_names.permute(whole, heads)
+        ordered = gguf_names.permute(whole, heads) if heads else whole
         return ordered.reshape(-1, row.shape[-1])[start:stop]
 
     return rows
@@ -169,9 +167,7 @@ def _verdict(results: Sequence[CheckResult]) -> Verdict:
 
 
 def _tensors(rows: Sequence[Row], errors: Mapping[str, float]) -> list[TensorRecord]:
-    return [
-        TensorRecord(**asdict(row) | {"shape": list(row.shape), "relative_error": errors.get(row.name)}) for row in rows
-    ]
+    return [TensorRecord(**asdict(row) | {"shape": list(row.shape), "relative_error": errors.get(row.name)}) for row in rows]
 
 
 def _memory(artefact: Artefact, snapshot: Snapshot, speed: Speed | None) -> list[MemoryRecord]:
@@ -180,6 +176,4 @@ def _memory(artefact: Artefact, snapshot: Snapshot, speed: Speed | None) -> list
     isa = machine.instruction_sets()
     predicted = footprint.memory(artefact.nbytes, artefact.rows, snapshot.config, contexts, instruction_sets=isa)
     measured = {latency.CONTEXT: speed.peak_rss_bytes} if speed else {}
-    return [
-        MemoryRecord(**asdict(item), total=item.total, measured=measured.get(item.context)) for item in predicted
-    ]
+    return [MemoryRecord(**asdict(item), total=item.total, measured=measured.get(item.context)) for item in predicted]

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from quantkit.errors import ResourceError
 
 PARTIAL = ".partial"
+LOCK = ".lock"
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def locked(folder: Path) -> Iterator[Path]:
     Raises ResourceError when another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +94,15 @@ def recall(path: Path, made_from: str) -> Mapping[str, Any] | None:
 def forget(path: Path) -> None:
     path.unlink(missing_ok=True)
     _record(path).unlink(missing_ok=True)
+
+
+def empty(folder: Path) -> None:
+    """Remove everything but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def digest(path: Path) -> str:

@@ -13,8 +13,13 @@ RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 CONFIGS = Path(__file__).parent / "configs"
 HUB = [path for path in RECIPES if (CONFIGS / f"{path.stem}.json").exists()]
 
-# Tensor bytes of llama.cpp's own files of these models: bits per weight as its README and the files' names on the Hub give them.
-BITS_PER_WEIGHT = {"mistral7b-q4": (4.83, 4.85), "llama3.1-8b-q4": (4.89, 4.90), "tinyllama-q8": (8.50, 8.51), "qwen3-0.6b-q4": (4.8, 5.3)}
+# Bits per weight of llama.cpp's own files of these models (its README; the sizes of published files).
+BITS_PER_WEIGHT = {
+    "mistral7b-q4": (4.83, 4.85),
+    "llama3.1-8b-q4": (4.89, 4.90),
+    "tinyllama-q8": (8.50, 8.51),
+    "qwen3-0.6b-q4": (4.8, 5.3),
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

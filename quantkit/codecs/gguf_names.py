@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,10 +37,11 @@ def from_gguf(arch: Architecture, layers: int) -> dict[str, str]:
     return {name: hf for hf, name in to_gguf(arch, layers).items()}
 
 
-def head_key(arch: Architecture, name: str) -> str | None:
-    """The config key that counts the heads within which GGUF permutes this HF tensor's rows; None if it does not."""
+def heads(arch: Architecture, name: str, config: Mapping[str, Any]) -> int:
+    """The number of heads within which GGUF permutes this HF tensor's rows; 0 if it does not."""
     template = ".".join("{}" if part.isdecimal() else part for part in name.split("."))
-    return arch.permuted.get(template)
+    key = arch.permuted.get(template)
+    return int(config.get(key) or config["num_attention_heads"]) if key else 0
 
 
 def permute(rows: NDArray[T], heads: int) -> NDArray[T]:

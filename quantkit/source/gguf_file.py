@@ -123,10 +123,10 @@ def _weights(
     found: dict[str, tuple[TensorInfo, Span]] = {}
     for stored, info in infos.items():
         name, span = names.get(stored, stored), spans[stored]
-        key = gguf_names.head_key(architecture, name)
+        heads = gguf_names.heads(architecture, name, config)
         found[name] = (
             TensorInfo(name, info.shape, info.dtype, info.nbytes),
-            Span(span.path, span.offset, span.rows, span.row_bytes, span.width, span.decode, config[key] if key else 0),
+            Span(span.path, span.offset, span.rows, span.row_bytes, span.width, span.decode, heads),
         )
     order = [name for name in names.values() if name in found]
     order += [name for name in found if name not in order]

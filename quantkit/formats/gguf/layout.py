@@ -83,11 +83,16 @@ def metadata(target: GgufTarget, digest: str, snapshot: Snapshot) -> list[KeyVal
     return [
         *_general(target, snapshot),
         *gguf_config.encode(arch.find(snapshot.config), snapshot.config),
-        *gguf_vocab.encode(snapshot.tokenizer, snapshot.config),
+        *gguf_vocab.encode(snapshot.tokenizer, snapshot.config, snapshot.generation_config, target.pre),
         KeyValue("quantkit.version", version.__version__, "STRING"),
         KeyValue("quantkit.recipe.digest", digest, "STRING"),
         KeyValue("quantkit.source.digest", source_digest(snapshot), "STRING"),
     ]
+
+
+def title(snapshot: Snapshot) -> str:
+    """The model's own name, else its architecture and size; never a folder's name, for bytes do not depend on that."""
+    return snapshot.name or f"{snapshot.config['model_type']} {naming.size_label(snapshot.parameters())}"
 
 
 def _general(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
@@ -95,7 +100,7 @@ def _general(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
     label = naming.size_label(snapshot.parameters())
     texts = {
         "general.type": "model",
-        "general.name": snapshot.name or f"{snapshot.config['model_type']} {label}",
+        "general.name": title(snapshot),
         "general.size_label": label,
         "general.license": licence.id,
         "general.license.name": licence.name,

@@ -72,7 +72,12 @@ class _Tensor:
 
 
 def _write_tensors(
-    writer: Any, plan: TargetPlan, snapshot: Snapshot, importance: Mapping[str, F32], pool: ThreadPoolExecutor, progress: Progress
+    writer: Any,
+    plan: TargetPlan,
+    snapshot: Snapshot,
+    importance: Mapping[str, F32],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
 ) -> None:
     extra = layout.extra_tensors(snapshot)
     total = sum(row.nbytes for row in plan.rows)
@@ -113,9 +118,7 @@ def _encode(row: Row, weights: Weights, importance: F32 | None, pool: ThreadPool
     return _Tensor(row, packed, tuple(tasks))
 
 
-def _encode_slab(
-    row: Row, weights: Weights, codec: Codec, importance: F32 | None, packed: U8, slab: tuple[int, int]
-) -> None:
+def _encode_slab(row: Row, weights: Weights, codec: Codec, importance: F32 | None, packed: U8, slab: tuple[int, int]) -> None:
     start, stop = slab
     assert row.source is not None
     values = weights.read(row.source, *slab) if len(row.shape) > 1 else weights.read(row.source)
@@ -131,10 +134,9 @@ def _encode_slab(
 
 def _in_gguf_order(row: Row, packed: U8, snapshot: Snapshot) -> U8:
     """The packed rows as GGUF orders them: rotary pairs interleaved where the architecture says so."""
-    key = gguf_names.head_key(arch.find(snapshot.config), row.source) if row.source else None
-    if key is None:
+    heads = gguf_names.heads(arch.find(snapshot.config), row.source, snapshot.config) if row.source else 0
+    if not heads:
         return packed
-    heads = snapshot.config.get(key) or snapshot.config["num_attention_heads"]
     if len(row.shape) == 1:
         return gguf_names.permute(packed.view(np.float32).reshape(-1), heads).view(np.uint8)
     return gguf_names.permute(packed, heads)

@@ -47,7 +47,7 @@ def test_equals_llama_cpp_tensor_for_tensor(schema, file_type):
     text = schema.read_text()
     shape = {key: int(value) for key, value in re.findall(r"(n_\w+)=(\d+)", text)}
     default, exceptions = sections(text)[file_type]
-    tied = not any("output.weight" == name for _, named in sections(text).values() for name in named)
+    tied = not any(name == "output.weight" for _, named in sections(text).values() for name in named)
     shapes = dense_shapes(
         shape["n_embd"], shape["n_ff"], shape["n_vocab"], shape["n_layer"], shape["n_head"], shape["n_head_kv"], tied
     )
