@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit import estimates, planning, sealing, source, verification, workspace
+import numpy as np
+
+from quantkit import baseline, estimates, planning, sealing, source, verification, workspace
+from quantkit.calibration import corpus, importance
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
 from quantkit.formats.gguf import layout, writer
 from quantkit.manifest import Manifest, TargetRecord
@@ -18,7 +22,7 @@ from quantkit.publish import folder as folder_publish
 from quantkit.recipe import GgufTarget, Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
-from quantkit.values import Artefact, Progress, Snapshot
+from quantkit.values import F32, Artefact, Progress, Snapshot
 from quantkit.version import __version__
 
 _ENCODING = re.compile(r"([-.](I?Q\d\w*|TQ\d\w*|F16|F32|BF16|MXFP4))?\.gguf$", re.IGNORECASE)
@@ -53,11 +57,12 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         if options.force:
             workspace.empty(work)
         snapshot = source.fetch(snapshot, progress)
-        artefacts = [make(plan, document, snapshot, work, options, progress) for plan in made.targets]
+        weighed = observe(document.recipe, made, snapshot, work, progress)
+        artefacts = [make(plan, document, snapshot, weighed, work, options, progress) for plan in made.targets]
         text, records = examine(artefacts, made, document, snapshot, work, options, progress)
         manifest = sealing.seal(document, made, snapshot, records, text, work)
         if sealing.passed(records):
-            publish(document, manifest, work)
+            publish(document, manifest, snapshot, work)
     return manifest
 
 
@@ -70,8 +75,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options) -> Plan:
     recipe, name = document.recipe, model_name(snapshot)
     chosen = _chosen(recipe, options.only)
     targets = tuple(layout.plan(target, recipe.digest(target), snapshot, name) for target in chosen)
-    baseline = layout.plan(verification.BASELINE_TARGET, "", snapshot, name)
-    needs = estimates.estimate(recipe, snapshot, targets, baseline, options.workers)
+    needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot), options.workers)
     return Plan(
         recipe=document.name,
         source=snapshot.uri,
@@ -86,11 +90,40 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options) -> Plan:
     )
 
 
+def observe(recipe: Recipe, made: Plan, snapshot: Snapshot, work: Path, progress: Progress) -> Mapping[str, F32]:
+    """Importance of every matrix's columns, when a target to be made wants it; kept in `work` for a later run."""
+    wanted = {target.name for target in recipe.targets if target.imatrix} & {plan.name for plan in made.targets}
+    if not wanted or recipe.calibration is None:
+        return {}
+    text = source.text(recipe.calibration.text, work)
+    path = work / "importance.npz"
+    parts = recipe.calibration.model_dump()
+    made_from = workspace.key(source=layout.source_digest(snapshot), text=text.sha256, quantkit=__version__, **parts)
+    if workspace.recall(path, made_from) is None:
+        assert snapshot.tokenizer is not None
+        length, tokens = recipe.calibration.length, recipe.calibration.tokens
+        cut = corpus.cut(text.path, snapshot.tokenizer, chunks=tokens // length, length=length, name=text.name)
+        found = importance.measure(snapshot.config, snapshot.weights, cut.tokens, progress)
+        with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **found)
+        workspace.remember(path, made_from)
+    return dict(np.load(path))
+
+
 def make(
-    plan: TargetPlan, document: Document, snapshot: Snapshot, work: Path, options: Options, progress: Progress
+    plan: TargetPlan,
+    document: Document,
+    snapshot: Snapshot,
+    weighed: Mapping[str, F32],
+    work: Path,
+    options: Options,
+    progress: Progress,
 ) -> Artefact:
     """The planned file, or the same one of an earlier run."""
-    made_from = workspace.key(recipe=plan.digest, source=layout.source_digest(snapshot), quantkit=__version__)
+    target = next(target for target in document.recipe.targets if target.name == plan.name)
+    chosen = weighed if target.imatrix else {}
+    sums = {name: hashlib.sha256(values).hexdigest() for name, values in chosen.items()}
+    made_from = workspace.key(recipe=plan.digest, source=layout.source_digest(snapshot), quantkit=__version__, importance=sums)
     path = work / plan.file
     kept = workspace.recall(path, made_from)
     if kept is not None:
@@ -112,7 +145,7 @@ def examine(
     text = source.text(recipe.checks.perplexity.text, work)
     reference = verification.make_reference(snapshot, text.path, text.name, recipe.checks, work, workers, progress)
     records = []
-    with verification.baseline(snapshot, recipe.prompts, work, workers, progress) as original:
+    with baseline.made(snapshot, recipe.prompts, work, workers, progress) as original:
         for artefact, plan, target in zip(artefacts, made.targets, _chosen(recipe, options.only), strict=True):
             gates = recipe.gates(target)
             assert gates is not None
@@ -122,9 +155,9 @@ def examine(
     return {"name": text.name, "sha256": text.sha256}, records
 
 
-def publish(document: Document, manifest: Manifest, work: Path) -> None:
+def publish(document: Document, manifest: Manifest, snapshot: Snapshot, work: Path) -> None:
     """Every file of the build that a user wants, to each of the recipe's folders, switched at once."""
-    names = [*(target.file for target in manifest.targets), *sealing.DOCUMENTS, *manifest.licence_files]
+    names = [*(target.file for target in manifest.targets), *sealing.documents(manifest, snapshot)]
     files = {name: work / name for name in names}
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
     for target in document.recipe.publish:

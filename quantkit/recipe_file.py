@@ -109,8 +109,10 @@ def _fault(where: str, root: yaml.Node | None, item: Any) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         message = "unknown key" + (f"; did you mean {near[0]}?" if near else "") + f" (known: {', '.join(known)})"
     elif item["type"] == "literal_error":
-        near = difflib.get_close_matches(str(item["input"]), [str(choice) for choice in _choices(item)], n=1, cutoff=0.5)
-        message = f"{item['input']!r} is not one of {item['ctx']['expected']}" + (f"; did you mean {near[0]}?" if near else "")
+        choices = {choice.casefold(): choice for choice in _choices(item)}
+        near = difflib.get_close_matches(str(item["input"]).casefold(), choices, n=1, cutoff=0.5)
+        message = f"{item['input']!r} is not one of {item['ctx']['expected']}"
+        message += f"; did you mean {choices[near[0]]}?" if near else ""
     elif item["type"] == "missing":
         message = "required and missing"
     elif isinstance(item.get("input"), str | int | float | bool):

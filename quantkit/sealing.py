@@ -32,7 +32,9 @@ def seal(
         targets=list(targets),
         published=[target.folder for target in document.recipe.publish] if passed(targets) else [],
     )
-    write_documents(manifest, snapshot, work)
+    for name, text in documents(manifest, snapshot).items():
+        with replacing(work / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return manifest
 
 
@@ -40,17 +42,15 @@ def passed(targets: Sequence[TargetRecord]) -> bool:
     return all(target.verdict in ("pass", "unchecked") for target in targets)
 
 
-def write_documents(manifest: Manifest, snapshot: Snapshot, work: Path) -> None:
-    documents = {
+def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
+    """What lies beside the artefacts: file name -> text."""
+    return {
+        **snapshot.licence.files,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.render(manifest),
         "Modelfile": card.modelfile(manifest),
-        **snapshot.licence.files,
     }
-    for name, text in documents.items():
-        with replacing(work / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
 
 
 def _source(plan: Plan, snapshot: Snapshot) -> SourceRecord:

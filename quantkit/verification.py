@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from quantkit import arch, footprint, walk, workspace
+from quantkit import arch, baseline, footprint, walk, workspace
+from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
 from quantkit.calibration.corpus import Corpus
-from quantkit.checks import divergence, integrity, latency, perplexity, samples, scoring
+from quantkit.checks import divergence, integrity, latency, perplexity, scoring
+from quantkit.checks.scoring import Scores
 from quantkit.codecs import gguf_names
 from quantkit.engines import llama_cpp
-from quantkit.formats.gguf import layout, writer
+from quantkit.formats.gguf import layout
 from quantkit.manifest import CheckRecord, MemoryRecord, SampleRecord, SpeedRecord, TargetRecord, TensorRecord, Verdict
 from quantkit.planning import TargetPlan
-from quantkit.recipe import Checks, GgufTarget
+from quantkit.recipe import Checks, GgufTarget, Latency
 from quantkit.report import machine
 from quantkit.values import F32, Artefact, CheckResult, Progress, Row, Snapshot, Speed
 
 CHUNK = 512  # tokens; llama-perplexity's
-ANSWER_TOKENS = 64
-BASELINE = "baseline-F16"
-BASELINE_TARGET = GgufTarget(format="gguf", type="F16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +33,6 @@ class Reference:
 
     corpus: Corpus
     hidden: F32
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """The unquantised model in the same engine: an F16 file written by us."""
-
-    path: Path
-    label: str
-    answers: tuple[str, ...]
 
 
 def make_reference(
@@ -61,25 +51,10 @@ def make_reference(
     return Reference(cut, np.load(path, mmap_mode="r"))
 
 
-@contextmanager
-def baseline(snapshot: Snapshot, prompts: Sequence[str], work: Path, threads: int, progress: Progress) -> Iterator[Baseline]:
-    """The F16 file that speed and answers are compared with, while the block runs."""
-    plan = replace(layout.plan(BASELINE_TARGET, "", snapshot, BASELINE), name=BASELINE, file=f"{BASELINE}.gguf")
-    artefact = writer.write(plan, BASELINE_TARGET, snapshot, work, importance={}, threads=threads, progress=progress)
-    try:
-        runner = llama_cpp.open_runner(artefact.path, context=CHUNK, threads=threads)
-        try:
-            answers = samples.answer(runner, snapshot.tokenizer, prompts, ANSWER_TOKENS)
-        finally:
-            runner.close()
-        yield Baseline(artefact.path, "F16 of the same weights", tuple(answers))
-    finally:
-        artefact.path.unlink(missing_ok=True)
-
-
 def verify(
     artefact: Artefact,
     plan: TargetPlan,
+    target: GgufTarget,
     gates: Checks,
     reference: Reference,
     original: Baseline,
@@ -90,38 +65,58 @@ def verify(
 ) -> TargetRecord:
     """Every check of one artefact, and what it measured."""
     sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(snapshot), progress=progress)
-    head = walk.head(snapshot.config, snapshot.weights, threads=threads)
-    runner = llama_cpp.open_runner(artefact.path, context=CHUNK, threads=threads)
-    try:
-        scores = scoring.score(runner, reference.corpus.tokens, reference.hidden, head, progress)
-        answers = samples.answer(runner, snapshot.tokenizer, prompts, ANSWER_TOKENS)
-        engine = runner.engine
-    finally:
-        runner.close()
-    quick, ours, theirs = latency.check(artefact.path, original.path, gates.latency, threads=threads, progress=progress)
+    if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
+        return _recorded(artefact, plan, snapshot, (sound,), errors)
+    scores = _score(artefact.path, reference, snapshot, threads, progress)
+    quick, ours, theirs = _time(artefact.path, target, gates.latency, original, snapshot, threads, progress)
     results = (
         sound,
-        perplexity.check(scores, engine, max_ratio=gates.perplexity.max_ratio),
-        divergence.check(scores, engine, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
+        perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
+        divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
         quick,
     )
+    answers = baseline.answers(artefact.path, snapshot, prompts, threads)
     asked = zip(prompts, original.answers, answers, strict=True)
-    return unverified(artefact, plan, snapshot).model_copy(
+    measured = {} if original.cut else {_context(gates.latency): ours.peak_rss_bytes}
+    return _recorded(artefact, plan, snapshot, results, errors).model_copy(
         update={
-            "verdict": _verdict(results),
-            "tensors": _tensors(artefact.rows, errors),
-            "checks": [CheckRecord.model_validate(asdict(result)) for result in results],
             "speed": SpeedRecord.model_validate(asdict(ours)),
             "baseline": SpeedRecord.model_validate(asdict(theirs)),
             "baseline_label": original.label,
-            "memory": _memory(artefact, snapshot, ours),
+            "memory": _memory(artefact, snapshot, measured),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
 
 
+def _score(path: Path, reference: Reference, snapshot: Snapshot, threads: int, progress: Progress) -> Scores:
+    """The artefact in its engine on the evaluation text, against the reference."""
+    head = walk.head(snapshot.config, snapshot.weights, threads=threads)
+    runner = llama_cpp.open_runner(path, context=CHUNK, threads=threads)
+    try:
+        return scoring.score(runner, reference.corpus.tokens, reference.hidden, head, progress)
+    finally:
+        runner.close()
+
+
+def _time(
+    path: Path, target: GgufTarget, pace: Latency, original: Baseline, snapshot: Snapshot, threads: int, progress: Progress
+) -> tuple[CheckResult, Speed, Speed]:
+    """The latency check, and the medians of the artefact and of the baseline."""
+    measure = partial(llama_cpp.measure, threads=threads, prompt=pace.prompt, decode=pace.decode, context=_context(pace))
+    gate = pace.min_decode_ratio
+    with baseline.counterpart(path, target, original, snapshot, path.parent, threads, progress) as timed:
+        return latency.check(measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=progress)
+
+
 def unverified(artefact: Artefact, plan: TargetPlan, snapshot: Snapshot) -> TargetRecord:
-    """What is known of an artefact before any check."""
+    """The record of an artefact that the recipe does not want checked."""
+    return _recorded(artefact, plan, snapshot, (), {})
+
+
+def _recorded(
+    artefact: Artefact, plan: TargetPlan, snapshot: Snapshot, results: Sequence[CheckResult], errors: Mapping[str, float]
+) -> TargetRecord:
     return TargetRecord(
         name=artefact.target,
         format=plan.format,
@@ -132,13 +127,13 @@ def unverified(artefact: Artefact, plan: TargetPlan, snapshot: Snapshot) -> Targ
         bits_per_weight=plan.bits_per_weight,
         seconds=artefact.seconds,
         peak_rss_bytes=artefact.peak_rss_bytes,
-        verdict="unchecked",
-        tensors=_tensors(artefact.rows, {}),
-        checks=[],
+        verdict=_verdict(results),
+        tensors=_tensors(artefact.rows, errors),
+        checks=[CheckRecord.model_validate(asdict(result)) for result in results],
         speed=None,
         baseline=None,
         baseline_label=None,
-        memory=_memory(artefact, snapshot, None),
+        memory=_memory(artefact, snapshot, {}),
         samples=[],
     )
 
@@ -162,6 +157,8 @@ def source_rows(snapshot: Snapshot) -> Callable[[Row, int, int], F32]:
 
 
 def _verdict(results: Sequence[CheckResult]) -> Verdict:
+    if not results:
+        return "unchecked"
     met = {result.verdict for result in results}
     return "fail" if "fail" in met else "unresolved" if "unresolved" in met else "pass"
 
@@ -170,10 +167,14 @@ def _tensors(rows: Sequence[Row], errors: Mapping[str, float]) -> list[TensorRec
     return [TensorRecord(**asdict(row) | {"shape": list(row.shape), "relative_error": errors.get(row.name)}) for row in rows]
 
 
-def _memory(artefact: Artefact, snapshot: Snapshot, speed: Speed | None) -> list[MemoryRecord]:
-    """Predicted memory at the contexts that a reader asks about, the measured one among them."""
-    contexts = footprint.standard_contexts(int(snapshot.config["max_position_embeddings"]))
+def _context(pace: Latency) -> int:
+    """The context that holds the latency measurement, in llama.cpp's steps of 256."""
+    return -(-(pace.prompt + pace.decode) // 256) * 256
+
+
+def _memory(artefact: Artefact, snapshot: Snapshot, measured: Mapping[int, int]) -> list[MemoryRecord]:
+    """Predicted memory at the contexts that a reader asks about and at the measured ones (context -> peak RSS)."""
+    contexts = {*footprint.standard_contexts(int(snapshot.config["max_position_embeddings"])), *measured}
     isa = machine.instruction_sets()
-    predicted = footprint.memory(artefact.nbytes, artefact.rows, snapshot.config, contexts, instruction_sets=isa)
-    measured = {latency.CONTEXT: speed.peak_rss_bytes} if speed else {}
+    predicted = footprint.memory(artefact.nbytes, artefact.rows, snapshot.config, sorted(contexts), instruction_sets=isa)
     return [MemoryRecord(**asdict(item), total=item.total, measured=measured.get(item.context)) for item in predicted]

