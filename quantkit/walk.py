@@ -40,7 +40,7 @@ def walk(
     sequences: Tokens,
     *,
     threads: int,
-    micro_batch: int = 4,
+    micro_batch: int = 2,
     observe: Observe | None = None,
     progress: Progress | None = None,
 ) -> F32:

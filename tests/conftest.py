@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from quantkit import arch
+from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.values import Snapshot
+
 TEXT = (
     "The quick brown fox jumps over the lazy dog. It isn't 42 or 1,234.5; they've said we'll see.\n"
     "def f(x):\n    return {'a': x[0], \"b\": x**2}  # naïve café\n\tif x != 3:\n\t\tprint('No!!!', x)\n"
@@ -112,6 +116,33 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return make
+
+
+def write_gguf(snapshot: Snapshot, path: Path) -> Path:
+    """A checkpoint as an F32 GGUF by gguf-py's own writer: what quantkit's writer is held against, and reads back."""
+    import gguf
+    import numpy as np
+
+    architecture = arch.find(snapshot.config)
+    names = gguf_names.to_gguf(architecture, snapshot.config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(path, architecture.gguf)
+    if snapshot.name:
+        writer.add_name(snapshot.name)
+    gguf_kv.write(writer, gguf_config.encode(architecture, snapshot.config))
+    if snapshot.tokenizer:
+        gguf_kv.write(writer, gguf_vocab.encode(snapshot.tokenizer, snapshot.config, snapshot.generation_config))
+    for name, values in gguf_config.extra_tensors(architecture, snapshot.config).items():
+        writer.add_tensor(name, values)
+    for name in snapshot.weights.infos:
+        values = snapshot.weights.read(name)
+        if key := gguf_names.head_key(architecture, name):
+            values = gguf_names.permute(values, snapshot.config[key])
+        writer.add_tensor(names[name], np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.fixture(scope="session")

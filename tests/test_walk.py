@@ -2,103 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny import CONFIGS, tiny
 
 from quantkit import walk as walking
 from quantkit.errors import UnsupportedError, WeightError
-from quantkit.values import F32, TensorInfo
-
-SMALL = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 96,
-    "vocab_size": 300,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": True},
-    "llama-rope-scaling": {
-        **SMALL,
-        "model_type": "llama",
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-    },
-    "mistral": {**SMALL, "model_type": "mistral", "sliding_window": 16},
-    "qwen3": {**SMALL, "model_type": "qwen3", "head_dim": 16},
-    "gemma3": {
-        **SMALL,
-        "model_type": "gemma3_text",
-        "num_hidden_layers": 7,
-        "head_dim": 16,
-        "sliding_window": 16,
-        "final_logit_softcapping": 3.0,
-    },
-    "phi3": {**SMALL, "model_type": "phi3"},
-    "granite": {**SMALL, "model_type": "granite", "logits_scaling": 4.0, "embedding_multiplier": 3.0},
-    "opt": {
-        "model_type": "opt",
-        "hidden_size": 64,
-        "word_embed_proj_dim": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "ffn_dim": 96,
-        "vocab_size": 300,
-        "max_position_embeddings": 128,
-    },
-}
-
-
-class StateDict:
-    """A checkpoint held in memory, which counts how much of it is out with a reader."""
-
-    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
-        self.state = {name: tensor.numpy() for name, tensor in state.items()}
-        self.reads: list[str] = []
-
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return {name: TensorInfo(name, array.shape, "F32", array.nbytes) for name, array in self.state.items()}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
-        self.reads.append(name)
-        return np.ascontiguousarray(self.state[name][start:stop])
-
-    def close(self) -> None:
-        self.state.clear()
-
-
-def tiny(kind: str) -> tuple[dict[str, Any], Any, StateDict]:
-    torch.manual_seed(7)
-    config = CONFIGS[kind]
-    settings = {key: value for key, value in config.items() if key != "model_type"}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(config["model_type"], **settings), dtype=torch.float32
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide a missing one
-                parameter += 0.1 * torch.randn(parameter.shape)
-    state = dict(model.state_dict())
-    if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight")
-    return config, model, StateDict(state)
+from quantkit.values import F32
 
 
 def sequences(count: int = 5, length: int = 48) -> Any:

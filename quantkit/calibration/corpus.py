@@ -48,8 +48,8 @@ def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int = 512, nam
         ids.insert(0, bos)
     if len(ids) < chunks * length:
         raise UnresolvedError(
-            f"{name or path}: {len(ids)} tokens with this tokenizer, {chunks} chunks of {length} need {chunks * length}: "
-            f"use a longer text or at most {len(ids) // length} chunks"
+            f"{name or path}: the text is {len(ids)} tokens with this tokenizer, {chunks} chunks of {length} need "
+            f"{chunks * length}: use a longer text or at most {len(ids) // length} chunks"
         )
     tokens = np.array(ids[: chunks * length], np.int32).reshape(chunks, length)
     if bos is not None:

@@ -1,6 +1,6 @@
 """llama.cpp, through the C interface that llama-cpp-python binds.
 
-`python -m quantkit.engines.llama_cpp measure --file F` measures one file in a process of its own and prints one JSON line.
+`python -m quantkit.engines.llama_cpp measure --file F` measures one file in a process of its own: one JSON line.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -38,9 +37,11 @@ def available() -> str | None:
     return str(llama_cpp.__version__)
 
 
-def open_runner(path: Path, *, context: int, threads: int) -> Runner:
+def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) -> Runner:
     """Loads a GGUF file on the CPU, memory-mapped, for texts of up to `context` tokens.
 
+    exact: keys and values in float32 and plain attention, for comparing a conversion with its original; without it the
+    engine's defaults, float16 among them, which are what users run.
     Raises UnresolvedError without the engine, SourceError with llama.cpp's own reason for a file that it refuses, and
     ResourceError where the context does not fit in memory.
     """
@@ -55,6 +56,9 @@ def open_runner(path: Path, *, context: int, threads: int) -> Runner:
     settings.n_ctx = settings.n_batch = context
     settings.n_ubatch = min(context, _MICRO_BATCH)
     settings.n_threads = settings.n_threads_batch = threads
+    if exact:
+        settings.type_k = settings.type_v = library.GGML_TYPE_F32
+        settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
     state = library.llama_init_from_model(model, settings)
     if not state:
         library.llama_model_free(model)
@@ -176,17 +180,20 @@ def measure(path: Path, *, threads: int, prompt: int, decode: int, context: int)
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode != 0:
         said = child.stderr.strip().splitlines()
-        raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
+        raise UnresolvedError(
+            f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}"
+        )
     return Speed(**json.loads(child.stdout.splitlines()[-1]))
 
 
 def _measure(path: Path, threads: int, prompt: int, decode: int, context: int) -> Speed:
     """Load, warm up, prefill `prompt` tokens in one forward, then `decode` tokens one at a time.
 
-    load_seconds: until the engine can take a prompt; with a memory-mapped file the pages may come later, in the warm-up.
+    load_seconds: until the engine can take a prompt; of a mapped file, pages may still come in during the warm-up.
     first_token_seconds: prompt in, first token out, model loaded and warm. peak_rss_bytes: the whole process, mapped
     pages of the file and the Python binding included. Tokens are arbitrary: speed does not depend on them.
     """
+    _library()
     begin = time.perf_counter()
     runner = open_runner(path, context=context, threads=threads)
     assert isinstance(runner, _Runner)
@@ -224,7 +231,9 @@ def _peak_rss() -> int:
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def _main() -> None:

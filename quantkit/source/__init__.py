@@ -63,7 +63,7 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
 
     Raises SourceError if no weights are behind it (a config.json alone), UnresolvedError if they are out of reach.
     """
-    if snapshot.reconstructed:
+    if snapshot.reconstructed and snapshot.kind != "hub":
         raise SourceError(f"{snapshot.uri} holds config.json and no weights: it can be planned, not converted")
     if snapshot.kind == "hub" and not isinstance(snapshot.weights, TensorFiles | PickledTensors):
         from quantkit.source import hub

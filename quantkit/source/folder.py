@@ -35,8 +35,11 @@ _DTYPES = {"F32": (4, _f32), "F16": (2, _f16), "BF16": (2, _bf16)}
 _TORCH = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def describe(folder: Path, uri: str) -> Snapshot:
-    """The checkpoint in `folder`, from its headers. Raises SourceError, WeightError, UnsupportedError."""
+def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
+    """The checkpoint in `folder`, from its headers, or with the weights of `remote` while they lie elsewhere.
+
+    Raises SourceError, WeightError, UnsupportedError.
+    """
     config = read_json(folder / "config.json")
     if config is None:
         inside = sorted(path.name for path in folder.glob("*.gguf"))
@@ -47,7 +50,7 @@ def describe(folder: Path, uri: str) -> Snapshot:
         raise UnsupportedError(
             f"config.json: the checkpoint is already quantised ({method}); give the original it was made from"
         )
-    weights = _weights(folder, config)
+    weights = remote or _weights(folder, config)
     arch.verify(architecture, config, weights.infos)
     matter = card.front_matter(folder)
     return Snapshot(

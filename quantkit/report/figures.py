@@ -1,0 +1,141 @@
+"""The figures that a person compares artefacts by, read once from a manifest; the table, the card and the page show the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from quantkit import footprint
+from quantkit.manifest import CheckRecord, Manifest, SourceRecord, TargetRecord
+
+MARKS = {"pass": "✓", "fail": "✗", "unresolved": "?", "unchecked": "–", "report": "·"}
+"""A sign for every verdict, so that none relies on colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One artefact's figures; None where nothing measured it. `*_error` is a standard error clustered by chunk."""
+
+    ratio: float | None
+    ratio_error: float | None
+    kld: float | None
+    kld_error: float | None
+    same_top: float | None
+    same_top_error: float | None
+    prefill: float | None  # tokens/s
+    prefill_ratio: float | None  # against the unquantised model in the same run
+    decode: float | None
+    decode_ratio: float | None
+    peak_rss: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Tensors that got another type than their mixture asked for, for one and the same reason."""
+
+    wanted: str
+    type: str
+    reason: str
+    tensors: tuple[str, ...]
+
+
+def figures(target: TargetRecord) -> Figures:
+    def value(check: str, key: str) -> float | None:
+        found = next((record.values.get(key) for record in target.checks if record.check == check), None)
+        return None if isinstance(found, str) else found
+
+    speed, baseline = target.speed, target.baseline
+    prefill, decode = value("latency", "prefill_ratio"), value("latency", "decode_ratio")  # medians over rounds
+    if speed and baseline:
+        prefill = prefill or speed.prefill_tokens_per_s / baseline.prefill_tokens_per_s
+        decode = decode or speed.decode_tokens_per_s / baseline.decode_tokens_per_s
+    return Figures(
+        ratio=value("perplexity", "ratio"),
+        ratio_error=value("perplexity", "ratio_error"),
+        kld=value("divergence", "mean_kld"),
+        kld_error=value("divergence", "mean_kld_error"),
+        same_top=value("divergence", "same_top"),
+        same_top_error=value("divergence", "same_top_error"),
+        prefill=speed.prefill_tokens_per_s if speed else None,
+        prefill_ratio=prefill,
+        decode=speed.decode_tokens_per_s if speed else None,
+        decode_ratio=decode,
+        peak_rss=speed.peak_rss_bytes if speed else None,
+    )
+
+
+def fallbacks(target: TargetRecord) -> list[Fallback]:
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for tensor in target.tensors:
+        if tensor.type != tensor.wanted:
+            groups.setdefault((tensor.wanted, tensor.type, tensor.reason), []).append(tensor.name)
+    return [Fallback(*key, tuple(names)) for key, names in groups.items()]
+
+
+def type_counts(target: TargetRecord) -> list[tuple[str, int]]:
+    """(type, tensors), the most frequent first."""
+    return Counter(tensor.type for tensor in target.tensors).most_common()
+
+
+def fits(target: TargetRecord) -> dict[int, int | None]:
+    """Machine in GB -> the largest context that runs on it, from the predicted memory."""
+    return footprint.machine_classes({record.context: record.total for record in target.memory})
+
+
+def verdict_sentence(manifest: Manifest) -> str:
+    counts = Counter(target.verdict for target in manifest.targets)
+    words = {"pass": "passed every gate", "fail": "failed", "unresolved": "unresolved", "unchecked": "not checked"}
+    parts = [f"{counts[verdict]} {words[verdict]}" for verdict in words if counts[verdict]]
+    total = len(manifest.targets)
+    return f"{total} artefact{'s' if total != 1 else ''}: {', '.join(parts)}."
+
+
+def licence_sentence(source: SourceRecord) -> str:
+    if source.licence is None:
+        return "The source does not say under which licence it is. Find out before you pass this on."
+    name = source.licence_name or source.licence
+    return f"Inherited from the source: {name}."
+
+
+def limits(record: CheckRecord) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {limit:g}" for name, limit in record.limits.items()) or "–"
+
+
+def size(nbytes: int) -> str:
+    """Of a file, in decimal units as shops and file managers write them."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def memory(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"
+
+
+def count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def number(value: float | None, digits: int, error: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def percent(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if error is None else f"{value * 100:.1f} ± {error * 100:.1f} %"
+
+
+def rate(value: float | None) -> str:
+    """Tokens per second, three significant figures and no exponent."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def any_value(value: float | int | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,76 @@
+"""The table that ends a run."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from quantkit.manifest import Manifest, TargetRecord
+from quantkit.report.figures import MARKS, figures, memory, number, percent, rate, size, times
+
+_HEADS = (
+    "file",
+    "size",
+    "bits/w",
+    "ppl ratio",
+    "mean KLD",
+    "same top-1",
+    "prefill tok/s",
+    "decode tok/s",
+    "peak RSS",
+    "verdict",
+)
+_COLOURS = {"pass": "green", "fail": "red", "unresolved": "yellow", "unchecked": "dim"}
+
+
+def cells(target: TargetRecord) -> tuple[str, ...]:
+    """The row of one artefact, in the order of the heads."""
+    f = figures(target)
+    return (
+        target.file,
+        size(target.nbytes),
+        number(target.bits_per_weight, 2),
+        number(f.ratio, 4),
+        number(f.kld, 4),
+        percent(f.same_top),
+        _speed(f.prefill, f.prefill_ratio),
+        _speed(f.decode, f.decode_ratio),
+        memory(f.peak_rss) if f.peak_rss is not None else "–",
+        f"{MARKS[target.verdict]} {target.verdict}",
+    )
+
+
+def draw(manifest: Manifest, console: Console) -> None:
+    """Print the table: drawn in a terminal, `head: value` lines elsewhere, so that a log wraps nothing."""
+    if not console.is_terminal:
+        console.print(plain(manifest), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in _HEADS:
+        table.add_column(head, justify="left" if head in ("file", "verdict") else "right", overflow="fold")
+    for target in manifest.targets:
+        *row, verdict = (_literal(cell) for cell in cells(target))
+        table.add_row(*row, f"[{_COLOURS[target.verdict]}]{verdict}[/]")
+    console.print(table)
+    labels = {target.baseline_label for target in manifest.targets if target.baseline_label}
+    if labels:
+        console.print(f"× is against {_literal(', '.join(sorted(labels)))} in the same run", style="dim")
+
+
+def plain(manifest: Manifest) -> str:
+    """The same without a terminal: a block of lines for every artefact."""
+    width = max(len(head) for head in _HEADS)
+    blocks = [
+        "\n".join(f"{head:<{width}}  {cell}" for head, cell in zip(_HEADS, cells(target), strict=True))
+        for target in manifest.targets
+    ]
+    return "\n\n".join(blocks)
+
+
+def _speed(rate_: float | None, ratio: float | None) -> str:
+    return rate(rate_) if ratio is None else f"{rate(rate_)} ({times(ratio)})"
+
+
+def _literal(text: str) -> str:
+    """Text from outside, its brackets no markup."""
+    return text.replace("[", r"\[")
