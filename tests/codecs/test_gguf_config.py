@@ -184,6 +184,7 @@ def test_names_go_both_ways() -> None:
         there = gguf_names.to_gguf(architecture, 3)
         assert gguf_names.from_gguf(architecture, 3) == {value: key for key, value in there.items()}
         assert there["model.layers.2.self_attn.q_proj.weight"] == "blk.2.attn_q.weight"
-    assert gguf_names.head_key(LLAMA, "model.layers.11.self_attn.k_proj.weight") == "num_key_value_heads"
-    assert gguf_names.head_key(LLAMA, "model.layers.11.self_attn.v_proj.weight") is None
-    assert gguf_names.head_key(arch.known()["qwen3"], "model.layers.1.self_attn.q_proj.weight") is None
+    counts = {"num_attention_heads": 8, "num_key_value_heads": 2}
+    assert gguf_names.heads(LLAMA, "model.layers.11.self_attn.k_proj.weight", counts) == 2
+    assert gguf_names.heads(LLAMA, "model.layers.11.self_attn.v_proj.weight", counts) == 0
+    assert gguf_names.heads(arch.known()["qwen3"], "model.layers.1.self_attn.q_proj.weight", counts) == 0
