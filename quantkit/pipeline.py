@@ -22,6 +22,7 @@ from quantkit.publish import folder as folder_publish
 from quantkit.recipe import GgufTarget, Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
+from quantkit.source import text as texts
 from quantkit.values import F32, Artefact, Progress, Snapshot
 from quantkit.version import __version__
 
@@ -95,7 +96,7 @@ def observe(recipe: Recipe, made: Plan, snapshot: Snapshot, work: Path, progress
     wanted = {target.name for target in recipe.targets if target.imatrix} & {plan.name for plan in made.targets}
     if not wanted or recipe.calibration is None:
         return {}
-    text = source.text(recipe.calibration.text, work)
+    text = texts.fetch(recipe.calibration.text, work)
     path = work / "importance.npz"
     parts = recipe.calibration.model_dump()
     made_from = workspace.key(source=layout.source_digest(snapshot), text=text.sha256, quantkit=__version__, **parts)
@@ -105,7 +106,7 @@ def observe(recipe: Recipe, made: Plan, snapshot: Snapshot, work: Path, progress
         cut = corpus.cut(text.path, snapshot.tokenizer, chunks=tokens // length, length=length, name=text.name)
         found = importance.measure(snapshot.config, snapshot.weights, cut.tokens, progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **found)
+            np.savez(file, allow_pickle=False, **found)
         workspace.remember(path, made_from)
     return dict(np.load(path))
 
@@ -122,7 +123,7 @@ def make(
     """The planned file, or the same one of an earlier run."""
     target = next(target for target in document.recipe.targets if target.name == plan.name)
     chosen = weighed if target.imatrix else {}
-    sums = {name: hashlib.sha256(values).hexdigest() for name, values in chosen.items()}
+    sums = {name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in chosen.items()}
     made_from = workspace.key(recipe=plan.digest, source=layout.source_digest(snapshot), quantkit=__version__, importance=sums)
     path = work / plan.file
     kept = workspace.recall(path, made_from)
@@ -142,7 +143,7 @@ def examine(
     recipe, workers = document.recipe, options.workers
     if recipe.checks is None:
         return {}, [verification.unverified(a, p, snapshot) for a, p in zip(artefacts, made.targets, strict=True)]
-    text = source.text(recipe.checks.perplexity.text, work)
+    text = texts.fetch(recipe.checks.perplexity.text, work)
     reference = verification.make_reference(snapshot, text.path, text.name, recipe.checks, work, workers, progress)
     records = []
     with baseline.made(snapshot, recipe.prompts, work, workers, progress) as original:
@@ -150,7 +151,7 @@ def examine(
             gates = recipe.gates(target)
             assert gates is not None
             records.append(
-                verification.verify(artefact, plan, gates, reference, original, snapshot, recipe.prompts, workers, progress)
+                verification.verify(artefact, plan, target, gates, reference, original, snapshot, recipe.prompts, workers, progress)
             )
     return {"name": text.name, "sha256": text.sha256}, records
 

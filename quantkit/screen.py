@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from quantkit.doctor import Finding
+from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan, size
+from quantkit.report import table
 from quantkit.values import Row
 
 
@@ -39,15 +41,15 @@ def _show_target(console: Console, target: TargetPlan) -> None:
     console.print(
         f"\n[bold]{target.name}[/] -> {target.file}: {nbytes}, {target.bits_per_weight:.2f} bits per weight", highlight=False
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("tensor", "shape", "from", "type", "why"):
-        table.add_column(heading, overflow="fold")
+        listing.add_column(heading, overflow="fold")
     for name, rows in _grouped(target.rows):
         first = rows[0]
         kind = f"[yellow]{first.type}[/]" if first.fallback else first.type
         shape = "x".join(map(str, first.shape))
-        table.add_row(name, shape, first.source_dtype, kind, first.reason)
-    console.print(table, highlight=False)
+        listing.add_row(name, shape, first.source_dtype, kind, first.reason)
+    console.print(listing, highlight=False)
     if target.fallbacks:
         console.print(
             f"{len(target.fallbacks)} of {len(target.rows)} tensors cannot have the type that {target.type} wants (yellow); "
@@ -75,6 +77,15 @@ def _ranges(rows: Sequence[Row]) -> str:
             spans.append([number, number])
     text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
     return text if len(numbers) == 1 else "{" + text + "}"
+
+
+def show_result(console: Console, manifest: Manifest, work: Path) -> None:
+    """The closing table of a run, and where everything is."""
+    table.draw(manifest, console)
+    for folder in manifest.published:
+        console.print(f"published to {folder}: open {folder}/report.html", highlight=False, markup=False)
+    if not manifest.published:
+        console.print(f"made in {work}: open {work}/report.html", highlight=False, markup=False)
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:

@@ -32,9 +32,9 @@ def seal(
         targets=list(targets),
         published=[target.folder for target in document.recipe.publish] if passed(targets) else [],
     )
-    for name, text in documents(manifest, snapshot).items():
+    for name, content in documents(manifest, snapshot).items():
         with replacing(work / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(content, encoding="utf-8")
     return manifest
 
 
