@@ -21,7 +21,7 @@ def render(manifest: Manifest) -> str:
     environment.filters |= {
         "size": figures.size, "memory": figures.memory, "count": figures.count, "number": figures.number,
         "percent": figures.percent, "rate": figures.rate, "times": figures.times, "value": figures.any_value,
-        "limits": figures.limits,
+        "limits": figures.limits, "moment": figures.moment,
     }  # fmt: skip
     environment.tests["web"] = lambda text: isinstance(text, str) and text.startswith(("https://", "http://"))
     template = environment.from_string(resources.files("quantkit.report").joinpath("report.html.j2").read_text("utf-8"))
@@ -70,7 +70,7 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
         if bars:
             drawings.append((f"{name} speed", "Tokens per second; in brackets, against the unquantised model.",
                              plots.speed_bars(bars, "tokens per second")))  # fmt: skip
-    return [(title, note, Markup(svg)) for title, note, svg in drawings]  # noqa: S704  (plots escapes its labels)
+    return [(title, note, Markup(svg)) for title, note, svg in drawings]  # plots escapes
 
 
 def _bars(targets: list[TargetRecord], key: str) -> list[tuple[str, float, float]]:
@@ -93,4 +93,4 @@ def _layer_map(target: TargetRecord) -> Markup | None:
         for tensor in target.tensors
         if tensor.relative_error is not None and (found := _BLOCK_TENSOR.fullmatch(tensor.name))
     }
-    return Markup(plots.layer_map(errors)) if errors else None  # noqa: S704
+    return Markup(plots.layer_map(errors)) if errors else None
