@@ -33,7 +33,7 @@ def render(manifest: Manifest) -> str:
         sentence=figures.verdict_sentence(manifest),
         licence=figures.licence_sentence(manifest.source),
         machines=footprint.MACHINES,
-        reserve=footprint.OS_RESERVE,
+        reserve=f"{footprint.OS_RESERVE / footprint.GiB:g} GiB",
         fits={target.name: figures.fits(target) for target in manifest.targets},
         fallbacks={target.name: figures.fallbacks(target) for target in manifest.targets},
         types={target.name: figures.type_counts(target) for target in manifest.targets},
@@ -64,7 +64,9 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
     if lines:
         usable = {size: size - footprint.OS_RESERVE / footprint.GiB for size in footprint.MACHINES}
         svg = plots.memory_against_context(lines, usable)
-        drawings.append(("Memory by context", "Lines are predicted, signs measured.", svg))
+        drawings.append(
+            ("Memory by context", "Lines are predicted, signs measured. Dotted: what a machine leaves a model.", svg)
+        )
     for name, key in (("Prefill", "prefill"), ("Decode", "decode")):
         bars = _bars(targets, key)
         if bars:

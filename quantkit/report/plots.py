@@ -99,7 +99,7 @@ def memory_against_context(
 
 def speed_bars(groups: Sequence[tuple[str, float, float]], unit: str) -> str:
     """A bar per model: (label, tokens/s, ratio to the first). The first is the unquantised one, drawn hollow."""
-    row, left = 40, 8
+    row, left = 40, 1
     x = linear(max(rate for _, rate, _ in groups) * 1.3, left, WIDTH - RIGHT)
     marks = []
     for n, (label, rate, ratio) in enumerate(groups):
