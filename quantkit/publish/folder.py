@@ -6,7 +6,7 @@
     artefacts/.demo/.partial-...                one that is being made, or that a crash left: the next run removes it
 
 A reader who opens files through `artefacts/demo` sees one whole version or the other. Files are hard links to the
-build where both are on one device, so publishing costs no disk; the build replaces its files and never writes into them.
+build where both are on one device, so publishing costs no disk; a build replaces its files and never writes into them.
 """
 
 from __future__ import annotations

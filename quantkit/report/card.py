@@ -20,8 +20,8 @@ def card(manifest: Manifest) -> str:
     parts = [
         front_matter(manifest),
         f"# {_text(source.name)}, quantised",
-        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} Every figure below was measured on these files with "
-        "the engine named beside it; `report.html` has the rest.",
+        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} The results were measured on these files in "
+        "the engines named below them; `report.html` has the rest.",
         *_notes(manifest),
         "## Results",
         _results(manifest),
@@ -38,7 +38,7 @@ def card(manifest: Manifest) -> str:
 
 
 def front_matter(manifest: Manifest) -> str:
-    """The card's YAML. `license` is the source's, left out when it names none; so is a base model without a repository."""
+    """The card's YAML. `license` is the source's, left out when it names none, as is an unknown base model."""
     source = manifest.source
     fields: dict[str, object] = {}
     if source.repo:
@@ -51,7 +51,8 @@ def front_matter(manifest: Manifest) -> str:
             fields["license_link"] = source.licence_link
     fields |= {"library_name": "gguf", "pipeline_tag": "text-generation"}
     fields["tags"] = ["gguf", "llama.cpp", "quantized", source.architecture]
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+    lines = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in fields.items()}
+    return f"---\n{yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)}---"
 
 
 def modelfile(manifest: Manifest, stops: Sequence[str] = ()) -> str:
@@ -78,8 +79,8 @@ def _notes(manifest: Manifest) -> list[str]:
     notes = [f"Licence: {_text(fig.licence_sentence(source))}"]
     if source.already_quantised:
         notes.append(
-            f"> The source is itself quantised ({_text(source.already_quantised)}). What is called original here is what "
-            "its weights decode to, not the model as it was trained."
+            f"> The source is itself quantised ({_text(source.already_quantised)}). What is called original here is "
+            "what its weights decode to, not the model as it was trained."
         )
     return notes
 
@@ -90,12 +91,18 @@ def _results(manifest: Manifest) -> str:
         f = fig.figures(target)
         rows.append(
             (
-                _code(target.file), fig.size(target.nbytes), fig.number(target.bits_per_weight, 2),
-                fig.number(f.ratio, 4, f.ratio_error), fig.number(f.kld, 4, f.kld_error), fig.percent(f.same_top, f.same_top_error),
-                f"{fig.rate(f.prefill)} ({fig.times(f.prefill_ratio)})", f"{fig.rate(f.decode)} ({fig.times(f.decode_ratio)})",
-                "–" if f.peak_rss is None else fig.memory(f.peak_rss), f"{fig.MARKS[target.verdict]} {target.verdict}",
+                _code(target.file),
+                fig.size(target.nbytes),
+                fig.number(target.bits_per_weight, 2),
+                fig.number(f.ratio, 4, f.ratio_error),
+                fig.number(f.kld, 4, f.kld_error),
+                fig.percent(f.same_top, f.same_top_error),
+                f"{fig.rate(f.prefill)} ({fig.times(f.prefill_ratio)})",
+                f"{fig.rate(f.decode)} ({fig.times(f.decode_ratio)})",
+                "–" if f.peak_rss is None else fig.memory(f.peak_rss),
+                f"{fig.MARKS[target.verdict]} {target.verdict}",
             )
-        )  # fmt: skip
+        )
     heads = (
         "File", "Size", "Bits per weight", "Perplexity ratio", "Mean KLD, nats", "Same top-1", "Prefill, tokens/s",
         "Decode, tokens/s", "Peak memory", "Verdict",
