@@ -167,7 +167,7 @@ def _quantised(source: Path, folder: Path, ftype: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("ftype", ["Q4_0", "Q4_K_M", "Q8_0", "F16"])
 def test_predicted_memory_is_what_a_child_process_takes(smollm2: Path, tmp_path: Path, ftype: str) -> None:
-    """Peak RSS of a child that fills its context, within 4 %. (At 8,192, left out here for its minutes: within 0.5 % for all four.)"""
+    """Peak RSS of a child that fills its context. Measured by hand at 8,192 too, which takes minutes: within 0.5 %."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
     gguf = pytest.importorskip("gguf")
     machine = pytest.importorskip("quantkit.report.machine")
@@ -188,4 +188,4 @@ def test_predicted_memory_is_what_a_child_process_takes(smollm2: Path, tmp_path:
         )  # fmt: skip
         error = prediction.total / measured - 1
         print(f"{ftype} {prediction.context}: {prediction.total >> 20} MiB of {measured >> 20}, {error:+.1%}")
-        assert abs(error) < 0.04, (ftype, prediction, measured)
+        assert abs(error) < 0.03, (ftype, prediction, measured)

@@ -1,12 +1,13 @@
-"""The figures that a person compares artefacts by, read once from a manifest; the table, the card and the page show the same."""
+"""The figures that a person compares artefacts by, read from a manifest once for the table, the card and the page."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
 from quantkit import footprint
-from quantkit.manifest import CheckRecord, Manifest, SourceRecord, TargetRecord
+from quantkit.manifest import CheckRecord, Manifest, SourceRecord, TargetRecord, Verdict
 
 MARKS = {"pass": "✓", "fail": "✗", "unresolved": "?", "unchecked": "–", "report": "·"}
 """A sign for every verdict, so that none relies on colour."""
@@ -84,8 +85,13 @@ def fits(target: TargetRecord) -> dict[int, int | None]:
 
 def verdict_sentence(manifest: Manifest) -> str:
     counts = Counter(target.verdict for target in manifest.targets)
-    words = {"pass": "passed every gate", "fail": "failed", "unresolved": "unresolved", "unchecked": "not checked"}
-    parts = [f"{counts[verdict]} {words[verdict]}" for verdict in words if counts[verdict]]
+    words: dict[Verdict, str] = {
+        "pass": "passed every gate",
+        "fail": "failed",
+        "unresolved": "unresolved",
+        "unchecked": "not checked",
+    }
+    parts = [f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict]]
     total = len(manifest.targets)
     return f"{total} artefact{'s' if total != 1 else ''}: {', '.join(parts)}."
 
@@ -99,6 +105,13 @@ def licence_sentence(source: SourceRecord) -> str:
 
 def limits(record: CheckRecord) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {limit:g}" for name, limit in record.limits.items()) or "–"
+
+
+def moment(created: str) -> str:
+    """2026-01-01T00:00:00Z as 2026-01-01 00:00 UTC; anything else as it is."""
+    return (
+        f"{created[:10]} {created[11:16]} UTC" if re.fullmatch(r"[\d-]{10}T[\d:]{8}.*(Z|\+00:00)", created) else created
+    )
 
 
 def size(nbytes: int) -> str:

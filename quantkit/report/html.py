@@ -21,7 +21,7 @@ def render(manifest: Manifest) -> str:
     environment.filters |= {
         "size": figures.size, "memory": figures.memory, "count": figures.count, "number": figures.number,
         "percent": figures.percent, "rate": figures.rate, "times": figures.times, "value": figures.any_value,
-        "limits": figures.limits,
+        "limits": figures.limits, "moment": figures.moment,
     }  # fmt: skip
     environment.tests["web"] = lambda text: isinstance(text, str) and text.startswith(("https://", "http://"))
     template = environment.from_string(resources.files("quantkit.report").joinpath("report.html.j2").read_text("utf-8"))
@@ -33,7 +33,7 @@ def render(manifest: Manifest) -> str:
         sentence=figures.verdict_sentence(manifest),
         licence=figures.licence_sentence(manifest.source),
         machines=footprint.MACHINES,
-        reserve=footprint.OS_RESERVE,
+        reserve=f"{footprint.OS_RESERVE / footprint.GiB:g} GiB",
         fits={target.name: figures.fits(target) for target in manifest.targets},
         fallbacks={target.name: figures.fallbacks(target) for target in manifest.targets},
         types={target.name: figures.type_counts(target) for target in manifest.targets},
@@ -64,13 +64,15 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
     if lines:
         usable = {size: size - footprint.OS_RESERVE / footprint.GiB for size in footprint.MACHINES}
         svg = plots.memory_against_context(lines, usable)
-        drawings.append(("Memory by context", "Lines are predicted, signs measured.", svg))
+        drawings.append(
+            ("Memory by context", "Lines are predicted, signs measured. Dotted: what a machine leaves a model.", svg)
+        )
     for name, key in (("Prefill", "prefill"), ("Decode", "decode")):
         bars = _bars(targets, key)
         if bars:
             drawings.append((f"{name} speed", "Tokens per second; in brackets, against the unquantised model.",
                              plots.speed_bars(bars, "tokens per second")))  # fmt: skip
-    return [(title, note, Markup(svg)) for title, note, svg in drawings]  # noqa: S704  (plots escapes its labels)
+    return [(title, note, Markup(svg)) for title, note, svg in drawings]  # plots escapes
 
 
 def _bars(targets: list[TargetRecord], key: str) -> list[tuple[str, float, float]]:
@@ -93,4 +95,4 @@ def _layer_map(target: TargetRecord) -> Markup | None:
         for tensor in target.tensors
         if tensor.relative_error is not None and (found := _BLOCK_TENSOR.fullmatch(tensor.name))
     }
-    return Markup(plots.layer_map(errors)) if errors else None  # noqa: S704
+    return Markup(plots.layer_map(errors)) if errors else None

@@ -1,8 +1,8 @@
 """The report's drawings: pure functions from numbers to inline SVG.
 
-Colours are classes and CSS variables of the page (s0, s1, ... for series), so that light and dark need no second drawing.
-Every series has a sign or a dash pattern of its own too. Text is 12 units in drawings 360 units wide: a phone shows
-it at its size.
+Colours are classes and CSS variables of the page (s0, s1, ... for series), so that light and dark need no second
+drawing. Every series has a sign or a dash pattern of its own too. Text is 12 units in drawings 360 units wide: a phone
+shows it at its size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 28, 40
 SERIES = 4  # colours that the page defines; series beyond them take turns
 
 
@@ -52,7 +52,7 @@ def size_against_divergence(points: Sequence[tuple[str, float, float, float, boo
     y = linear(max([point[2] + point[3] for point in points] + [limit or 0.0]), HEIGHT - BOTTOM, TOP)
     marks = [_frame(x, y, "size, MB", "mean KLD, nats")]
     if limit is not None:
-        marks.append(_rule(x, y.at(limit), f"limit {limit:g}"))
+        marks.append(_rule(y.at(limit), f"limit {limit:g}"))
     for n, (label, size, kld, error, passed) in enumerate(points):
         across, up = x.at(size), y.at(kld)
         whisker = (
@@ -70,19 +70,21 @@ def memory_against_context(
 ) -> str:
     """Predicted GiB by context, a line per artefact: (label, [(context, bytes, measured bytes or None)]).
 
-    `machines` maps a machine's GB to the GiB that a model may take there; those in sight are horizontal lines.
+    `machines` maps a machine's GB to the GiB that a model may take there: horizontal lines, up to the first that is
+    never exceeded. The scale is logarithmic, so that a small model and its machine are both in sight.
     """
     rows = [row for _, line in series for row in line]
-    most = max(max(total, measured or 0) for _, total, measured in rows) / 2**30
-    top = min((usable for usable in machines.values() if usable > most), default=most)
-    near = most > top / 3
-    y = linear(top if near else most, HEIGHT - BOTTOM, TOP)
+    sizes = [size / 2**30 for _, total, measured in rows for size in (total, measured) if size]
+    enough = min((usable for usable in machines.values() if usable > max(sizes)), default=max(sizes))
+    least, most = math.floor(math.log2(min(sizes))), math.ceil(math.log2(enough * 1.1))
+    powers = tuple(2.0**power for power in range(least, most + 1))
+    y = Axis(powers[0], powers[-1], HEIGHT - BOTTOM, TOP, True, powers)
     contexts = sorted({context for context, _, _ in rows})
     shown = contexts[:: max(1, -(-len(contexts) // 6))]
     x = Axis(contexts[0], contexts[-1], LEFT + 8, WIDTH - RIGHT - 8, True, tuple(map(float, shown)))
     marks = [_frame(x, y, "context, tokens", "memory, GiB", tokens=True)]
-    lines = [(size, usable) for size, usable in machines.items() if usable <= y.high]
-    marks += [_rule(x, y.at(usable), f"{size} GB machine") for size, usable in lines]
+    lines = [(size, usable) for size, usable in machines.items() if y.low <= usable <= enough]
+    marks += [_rule(y.at(usable), f"{size} GB machine") for size, usable in lines]
     for n, (label, line) in enumerate(series):
         path = "L".join(f"{x.at(context):.1f} {y.at(total / 2**30):.1f}" for context, total, _ in line)
         marks.append(f'<path class="p s{n % SERIES} d{n % SERIES}" d="M{path}"><title>{escape(label)}</title></path>')
@@ -97,23 +99,21 @@ def memory_against_context(
 
 def speed_bars(groups: Sequence[tuple[str, float, float]], unit: str) -> str:
     """A bar per model: (label, tokens/s, ratio to the first). The first is the unquantised one, drawn hollow."""
-    row, left = 40, 8
+    row, left = 40, 1
     x = linear(max(rate for _, rate, _ in groups) * 1.3, left, WIDTH - RIGHT)
     marks = []
     for n, (label, rate, ratio) in enumerate(groups):
         top = 4 + n * row
-        style = "h" if n == 0 else f"f s{(n - 1) % SERIES}"
+        style, length = "h" if n == 0 else f"f s{(n - 1) % SERIES}", max(1, x.at(rate) - left)
         said = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
         marks.append(_text(left, top + 12, label, "start", "l"))
-        marks.append(
-            f'<rect class="{style}" x="{left}" y="{top + 17}" width="{max(1, x.at(rate) - left):.1f}" height="14" rx="2"/>'
-        )
+        marks.append(f'<rect class="{style}" x="{left}" y="{top + 17}" width="{length:.1f}" height="14" rx="2"/>')
         marks.append(_text(x.at(rate) + 6, top + 28, said if n == 0 else f"{said}  ({ratio:.2f}×)", "start", "n"))
     return _svg(marks, f"Speed, {unit}", height=8 + row * len(groups))
 
 
 def layer_map(errors: Mapping[tuple[str, int], float]) -> str:
-    """Relative error of every tensor, by kind (rows) and block (columns): the darker the cell the larger the error."""
+    """Relative error of every tensor, by kind (rows) and block (columns): the fuller the cell the larger the error."""
     kinds = sorted({kind for kind, _ in errors})
     blocks = max(block for _, block in errors) + 1
     left, row, foot = 84, 18, 32
@@ -123,21 +123,20 @@ def layer_map(errors: Mapping[tuple[str, int], float]) -> str:
     for (kind, block), error in errors.items():
         marks.append(
             f'<rect class="c" x="{left + block * cell:.2f}" y="{2 + kinds.index(kind) * row}" width="{cell * 0.9:.2f}" '
-            f'height="{row - 2}" style="fill-opacity:{0.06 + 0.94 * error / greatest:.3f}">'
+            f'height="{row - 2}" fill-opacity="{0.06 + 0.94 * error / greatest:.3f}">'
             f"<title>{escape(f'{kind}, block {block}: {error:.4f}')}</title></rect>"
         )
     height = len(kinds) * row + foot
     marks.append(_text(left, height - 18, "0", "start", "t"))
     marks.append(_text(WIDTH - RIGHT, height - 18, str(blocks - 1), "end", "t"))
     marks.append(_text((left + WIDTH - RIGHT) / 2, height - 18, "block", "middle", "t"))
-    marks.append(_text(WIDTH - RIGHT, height - 3, f"pale 0 … full {greatest:.3f}", "end", "t"))
+    marks.append(_text(WIDTH - RIGHT, height - 3, f"pale: 0, full: {greatest:.3f}", "end", "t"))
     return _svg(marks, "Relative error of each tensor by kind and block", height=height)
 
 
 def _frame(x: Axis, y: Axis, across: str, up: str, *, tokens: bool = False) -> str:
-    digits = max(0, -math.floor(math.log10(y.ticks[1]) + 1e-9)) if len(y.ticks) > 1 else 0
     grid = "".join(f'<path class="g" d="M{LEFT} {y.at(tick):.1f}H{WIDTH - RIGHT}"/>' for tick in y.ticks)
-    rows = "".join(_text(LEFT - 6, y.at(tick) + 4, f"{tick:.{digits}f}", "end", "t") for tick in y.ticks)
+    rows = "".join(_text(LEFT - 6, y.at(tick) + 4, f"{tick:g}", "end", "t") for tick in y.ticks)
     said = [_tokens(tick) if tokens else f"{tick:g}" for tick in x.ticks]
     columns = "".join(
         _text(x.at(tick), HEIGHT - BOTTOM + 16, text, "middle", "t") for tick, text in zip(x.ticks, said, strict=True)
@@ -150,7 +149,7 @@ def _tokens(count: float) -> str:
     return f"{count / 1024:g}k" if count >= 1024 and count % 1024 == 0 else f"{count:g}"
 
 
-def _rule(x: Axis, height: float, label: str) -> str:
+def _rule(height: float, label: str) -> str:
     line = f'<path class="r" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>'
     return line + _text(WIDTH - RIGHT, height - 4, label, "end", "t")
 

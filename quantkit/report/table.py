@@ -12,7 +12,7 @@ _HEADS = (
     "file",
     "size",
     "bits/w",
-    "ppl ratio",
+    "perplexity ratio",
     "mean KLD",
     "same top-1",
     "prefill tok/s",
@@ -41,8 +41,8 @@ def cells(target: TargetRecord) -> tuple[str, ...]:
 
 
 def draw(manifest: Manifest, console: Console) -> None:
-    """Print the table: drawn in a terminal, `head: value` lines elsewhere, so that a log wraps nothing."""
-    if not console.is_terminal:
+    """Print the table: drawn in a terminal wide enough, lines of head and value elsewhere, so that nothing wraps."""
+    if not console.is_terminal or console.width < 120:
         console.print(plain(manifest), markup=False, highlight=False, soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -115,7 +115,9 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
         )
     with _explained(snapshot.uri):
         for name in tensors.files:
-            path = hf_hub_download(repo, name, revision=commit, cache_dir=tensors.cache, tqdm_class=_bar(progress))
+            path = hf_hub_download(
+                repo, name, revision=commit, cache_dir=tensors.cache, tqdm_class=_bar(name, progress)
+            )
     return _pinned(folder.describe(Path(path).parent, snapshot.uri), repo, commit)
 
 
@@ -123,7 +125,7 @@ def dataset_files(repo: str, revision: str, patterns: list[str], cache: Path | N
     """A dataset's folder in the cache, named by its commit, and the matching files in it. Errors as of `describe`."""
     from huggingface_hub import snapshot_download
 
-    settings: dict[str, Any] = {"repo_type": "dataset", "cache_dir": cache, "tqdm_class": _bar(_mute)}
+    settings: dict[str, Any] = {"repo_type": "dataset", "cache_dir": cache, "tqdm_class": _bar("", _mute)}
     with _explained(f"hf-dataset://{repo}@{revision}"):
         place = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, **settings))
     inside = {path.relative_to(place).as_posix(): path for path in place.rglob("*")}
@@ -134,18 +136,17 @@ def _mute(what: str, done: float, total: float) -> None:
     del what, done, total
 
 
-def _bar(progress: Progress) -> Any:
+def _bar(what: str, progress: Progress) -> Any:
     """huggingface_hub reports through a tqdm class; this one draws nothing and passes the position on."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
-            self._what = str(settings.get("desc") or "download")
 
         def update(self, n: float | None = 1) -> None:
             self.n += n or 0
-            progress(self._what, self.n, self.total or self.n)
+            progress(f"download {what}", self.n, self.total or self.n)
 
     return Bar
 

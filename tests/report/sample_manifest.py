@@ -62,9 +62,16 @@ def _tensor(name: str, shape: tuple[int, ...], wanted: str, error: float) -> Ten
         f"{wanted}: the mixture's rule" if fits else f"rows of {shape[-1]} are no multiple of 256: {wanted} -> Q5_0"
     )
     return TensorRecord(
-        name=name, source=name, shape=list(shape), source_dtype="Q4_1", type=type, wanted=wanted, reason=reason,
-        nbytes=math.prod(shape) * 11 // 16, relative_error=error,
-    )  # fmt: skip
+        name=name,
+        source=name,
+        shape=list(shape),
+        source_dtype="Q4_1",
+        type=type,
+        wanted=wanted,
+        reason=reason,
+        nbytes=math.prod(shape) * 11 // 16,
+        relative_error=error,
+    )
 
 
 def tensors(wanted: str, error: float) -> list[TensorRecord]:
@@ -78,40 +85,77 @@ def tensors(wanted: str, error: float) -> list[TensorRecord]:
 
 def speed(prefill: float, decode: float, peak: int) -> SpeedRecord:
     return SpeedRecord(
-        engine=ENGINE, threads=2, prompt_tokens=512, decode_tokens=64, load_seconds=0.31, first_token_seconds=512 / prefill,
-        prefill_tokens_per_s=prefill, decode_tokens_per_s=decode, peak_rss_bytes=peak,
-    )  # fmt: skip
+        engine=ENGINE,
+        threads=2,
+        prompt_tokens=512,
+        decode_tokens=64,
+        load_seconds=0.31,
+        first_token_seconds=512 / prefill,
+        prefill_tokens_per_s=prefill,
+        decode_tokens_per_s=decode,
+        peak_rss_bytes=peak,
+    )
 
 
 def checks(ratio: float, kld: float, top: float, decode: float, good: bool) -> list[CheckRecord]:
     verdict = "pass" if good else "fail"
     return [
         CheckRecord(
-            check="integrity", verdict="pass", summary="211 tensors as planned, all finite", engine="gguf-py 0.0.0", limits={},
-            values={"tensors": 211, "faults": 0, "worst_tensor": "blk.29.ffn_down.weight", "worst_relative_error": 0.071},
+            check="integrity",
+            verdict="pass",
+            summary="211 tensors as planned, all finite",
+            engine="gguf-py 0.0.0",
+            limits={},
+            values={
+                "tensors": 211,
+                "faults": 0,
+                "worst_tensor": "blk.29.ffn_down.weight",
+                "worst_relative_error": 0.071,
+            },
         ),
         CheckRecord(
-            check="perplexity", verdict=verdict, engine=ENGINE, limits={"max_ratio": 1.05},
+            check="perplexity",
+            verdict=verdict,
+            engine=ENGINE,
+            limits={"max_ratio": 1.05},
             summary=f"perplexity {18.2 * ratio:.4f}, original 18.2000: ratio {ratio:.4f} ± 0.0031, limit 1.05",
             values={
-                "perplexity": 18.2 * ratio, "perplexity_error": 0.61, "reference_perplexity": 18.2,
-                "reference_perplexity_error": 0.6, "ratio": ratio, "ratio_error": 0.0031, "chunks": 16, "tokens": 4096,
+                "perplexity": 18.2 * ratio,
+                "perplexity_error": 0.61,
+                "reference_perplexity": 18.2,
+                "reference_perplexity_error": 0.6,
+                "ratio": ratio,
+                "ratio_error": 0.0031,
+                "chunks": 16,
+                "tokens": 4096,
             },
         ),
         CheckRecord(
-            check="divergence", verdict=verdict, engine=ENGINE, limits={"max_mean": 0.05},
+            check="divergence",
+            verdict=verdict,
+            engine=ENGINE,
+            limits={"max_mean": 0.05},
             summary=f"mean KL divergence {kld:.4f} ± {kld / 12:.4f}, same top-1 {top:.1%}",
             values={
-                "mean_kld": kld, "mean_kld_error": kld / 12, "max_kld": kld * 90, "kld_p99": kld * 11, "same_top": top,
-                "same_top_error": 0.004, "chunks": 16, "tokens": 4096,
+                "mean_kld": kld,
+                "mean_kld_error": kld / 12,
+                "max_kld": kld * 90,
+                "kld_p99": kld * 11,
+                "same_top": top,
+                "same_top_error": 0.004,
+                "chunks": 16,
+                "tokens": 4096,
             },
         ),
         CheckRecord(
-            check="latency", verdict="report", engine=ENGINE, limits={"min_decode_ratio": 1.5},
+            check="latency",
+            verdict="report",
+            engine=ENGINE,
+            limits={"min_decode_ratio": 1.5},
             summary=f"decode {decode:.2f}x of the unquantised F16",
             values={"decode_ratio": decode, "prefill_ratio": decode * 0.7, "rounds": 3, "threads": 2},
         ),
-    ]  # fmt: skip
+    ]
 
 
 def target(type: str, nbytes: int, ratio: float, kld: float, top: float, factor: float, good: bool) -> TargetRecord:
@@ -135,8 +179,13 @@ def target(type: str, nbytes: int, ratio: float, kld: float, top: float, factor:
         baseline_label="F16 of the same source",
         memory=[
             MemoryRecord(
-                context=m.context, weights=m.weights, kv_cache=m.kv_cache, compute=m.compute, overhead=m.overhead,
-                total=m.total, measured=int(m.total * 1.013) if m.context in (512, 2048) else None,
+                context=m.context,
+                weights=m.weights,
+                kv_cache=m.kv_cache,
+                compute=m.compute,
+                overhead=m.overhead,
+                total=m.total,
+                measured=int(m.total * 1.013) if m.context in (512, 2048) else None,
             )
             for m in predicted
         ],
@@ -146,9 +195,11 @@ def target(type: str, nbytes: int, ratio: float, kld: float, top: float, factor:
                 original="A prime number is a whole number greater than 1 that has no divisors but 1 and itself.",
                 artefact="A prime number is a whole number greater than 1 whose only divisors are 1 and itself.",
             ),
-            SampleRecord(prompt="Name three rivers.", original="The Nile,\nthe Rhine,\nthe Danube.", artefact="The Nile."),
+            SampleRecord(
+                prompt="Name three rivers.", original="The Nile,\nthe Rhine,\nthe Danube.", artefact="The Nile."
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def sample(
@@ -160,13 +211,28 @@ def sample(
         created="2026-01-01T00:00:00Z",
         recipe=RecipeRecord(name="sample", digest="ab" * 32, text=RECIPE),
         source=SourceRecord(
-            uri="package://sample/Sample-135M-Instruct.Q4_1.gguf", kind="gguf", name=name, repo="example/Sample-135M-Instruct",
-            commit=None, architecture="llama", parameters=134_515_008, digests={"Sample-135M-Instruct.Q4_1.gguf": "cd" * 32},
-            licence=licence, licence_name=None, licence_link=link, context_length=8192, already_quantised="Q4_1",
+            uri="package://sample/Sample-135M-Instruct.Q4_1.gguf",
+            kind="gguf",
+            name=name,
+            repo="example/Sample-135M-Instruct",
+            commit=None,
+            architecture="llama",
+            parameters=134_515_008,
+            digests={"Sample-135M-Instruct.Q4_1.gguf": "cd" * 32},
+            licence=licence,
+            licence_name=None,
+            licence_link=link,
+            context_length=8192,
+            already_quantised="Q4_1",
         ),
         machine=MachineRecord(
-            cpu=f"Sample CPU @ 2.0GHz {HOSTILE}", cpu_class="x86-64-v4", instruction_sets=["AVX2", "AVX512F", "AVX512-VNNI"],
-            cores=2, memory_bytes=24 << 30, platform="Linux-x86_64", python="3.11.0",
+            cpu=f"Sample CPU @ 2.0GHz {HOSTILE}",
+            cpu_class="x86-64-v4",
+            instruction_sets=["AVX2", "AVX512F", "AVX512-VNNI"],
+            cores=2,
+            memory_bytes=24 << 30,
+            platform="Linux-x86_64",
+            python="3.11.0",
             versions={"numpy": "0.0.0", "llama-cpp-python": "0.0.0"},
         ),
         text={"name": "builtin:python-docs", "sha256": "ef" * 32},
@@ -174,4 +240,4 @@ def sample(
             target("Q4_K_M", 105_454_144, 1.0182, 0.0164, 0.947, 1.86, good=True),
             target("Q2_K", 67_300_000, 1.3127, 0.2871, 0.781, 1.93, good=False),
         ],
-    )  # fmt: skip
+    )

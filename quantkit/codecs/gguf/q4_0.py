@@ -1,0 +1,28 @@
+"""Q4_0: blocks of 32 weights: a half-precision scale, 16 bytes of nibbles; x = scale * (code - 8)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
+from quantkit.kernels import decode as kernels
+from quantkit.kernels import symmetric
+from quantkit.values import F32, U8, Codec
+
+
+def encode(rows: F32, importance: F32 | None) -> U8:
+    blocks, weights = cut("Q4_0", rows, importance, 32)
+    out = np.empty((*blocks.shape[:2], 9), np.uint16)
+    symmetric.encode(blocks, weights, np.float32(8), out)
+    return as_bytes(out)
+
+
+def decode(data: U8) -> F32:
+    blocks = as_blocks("Q4_0", data, 18)
+    scales = halves(blocks, 0)
+    out = np.empty((*blocks.shape[:2], 2, 16), np.float32)
+    kernels.nibbles(blocks[..., 2:], scales, np.float32(-8) * scales, False, out)
+    return as_rows(out)
+
+
+CODEC = Codec("Q4_0", 2, 32, 18, encode, decode)

@@ -1,0 +1,27 @@
+"""Q4_1: blocks of 32 weights: scale and offset in half precision, 16 bytes of nibbles; x = scale * code + offset."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
+from quantkit.kernels import decode as kernels
+from quantkit.kernels import offset
+from quantkit.values import F32, U8, Codec
+
+
+def encode(rows: F32, importance: F32 | None) -> U8:
+    blocks, weights = cut("Q4_1", rows, importance, 32)
+    out = np.empty((*blocks.shape[:2], 10), np.uint16)
+    offset.encode(blocks, weights, np.float32(15), 7, 4, out)
+    return as_bytes(out)
+
+
+def decode(data: U8) -> F32:
+    blocks = as_blocks("Q4_1", data, 20)
+    out = np.empty((*blocks.shape[:2], 2, 16), np.float32)
+    kernels.nibbles(blocks[..., 4:], halves(blocks, 0), halves(blocks, 2), False, out)
+    return as_rows(out)
+
+
+CODEC = Codec("Q4_1", 3, 32, 20, encode, decode)

@@ -1,0 +1,102 @@
+"""Q4_1 and Q5_1: blocks of 32 weights with a scale and an offset in half precision, x ~ scale * code + offset."""
+
+import numpy as np
+
+from quantkit.kernels.affine import BLOCK, extremes, search, weight_sums
+from quantkit.kernels.halves import TINY, covering_half, from_half, to_half
+from quantkit.kernels.jit import kernel
+from quantkit.kernels.packing import store_codes
+from quantkit.kernels.symmetric import mean_square, weigh
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+
+
+@kernel
+def plain_fit(x, low, inverse):
+    """Least-squares scale and offset of the codes rint((x - low) * inverse); (0, low) where all codes are one."""
+    codes = squares = products = values = _ZERO
+    for i in range(BLOCK):
+        y = x[i] - low
+        code = np.rint(y * inverse)
+        codes += code
+        squares += code * code
+        products += code * y
+        values += y
+    count = np.float32(BLOCK)
+    determinant = count * squares - codes * codes
+    scale = (count * products - values * codes) / determinant if determinant > _ZERO else _ZERO
+    return scale, low + (values - scale * codes) / count
+
+
+@kernel
+def store_fit(scales, lows, spreads, top, halves):
+    """Turn scales and offsets into halves (uint16) and in place into what rounding needs: stored offset, inverse of stored scale.
+
+    A block without spread gets the half below its value as offset and the rest as scale, with code 1: 22 bits of its value.
+    """
+    for block in range(scales.size):
+        flat = not spreads[block] > TINY
+        offset_bits = to_half(lows[block])
+        offset = from_half(offset_bits)
+        rest = lows[block] - offset
+        scale_bits = to_half(abs(rest)) if flat else covering_half(scales[block], top + np.float32(0.5), spreads[block])
+        halves[0, block] = np.uint16(scale_bits | 0x8000 if flat & (rest < _ZERO) else scale_bits)
+        halves[1, block] = np.uint16(offset_bits)
+        scale = from_half(np.int32(halves[0, block]))
+        scales[block] = _ONE / scale if scale != _ZERO else _ZERO
+        lows[block] = offset
+
+
+@kernel
+def round_codes(x, low, inverse, top, quants):
+    """Codes within 0..top of 32 weights into uint8 quants; `low` and `inverse` are those of the stored values."""
+    for i in range(BLOCK):
+        quants[i] = np.uint8(np.int32(np.rint(min(max((x[i] - low) * inverse, _ZERO), top))))
+
+
+@kernel
+def encode(rows, importance, top, trials, phases, out):
+    """Q4_1 (top 15) or Q5_1 (top 31) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 10 or 12).
+
+    importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then scale and offset
+    are refitted to these by least squares: the squared error falls. With it, the weights are ggml's, importance * sqrt(mean x^2 of
+    the row + x^2), and `affine.search` takes the place of make_qkx3_quants (MIT), which also confines the offset to <= 0.
+    """
+    bits = rows.view(np.int32)
+    lows = np.empty(rows.shape[1], np.float32)
+    scales = np.empty(rows.shape[1], np.float32)
+    spreads = np.empty(rows.shape[1], np.float32)
+    halves = np.empty((2, rows.shape[1]), np.uint16)
+    table = np.empty((4, 64), np.float32)
+    weight = np.empty(BLOCK, np.float32)
+    quants = np.empty(BLOCK, np.uint8)
+    words = quants.view(np.uint64)
+    fifths = out.shape[2] > 10
+    for row in range(rows.shape[0]):
+        for block in range(lows.size):
+            low, high = extremes(bits[row, block])
+            lows[block] = low
+            spreads[block] = high - low
+        if importance.size > 0:
+            variance = mean_square(rows[row])
+            for block in range(lows.size):
+                x = rows[row, block]
+                low = lows[block]
+                high = low + spreads[block]
+                weigh(x, importance[block], variance, weight)
+                weights, values = weight_sums(x, weight, low)
+                scales[block], lows[block] = search(
+                    x, weight, low, high, weights, values, top, high, trials, phases, table
+                )
+        else:
+            for block in range(lows.size):
+                scales[block] = top / spreads[block] if spreads[block] > TINY else _ZERO
+            for block in range(lows.size):
+                scales[block], lows[block] = plain_fit(rows[row, block], lows[block], scales[block])
+        store_fit(scales, lows, spreads, top, halves)
+        for block in range(lows.size):
+            out[row, block, 0] = halves[0, block]
+            out[row, block, 1] = halves[1, block]
+            round_codes(rows[row, block], lows[block], scales[block], top, quants)
+            store_codes(words, fifths, out[row, block], 2)

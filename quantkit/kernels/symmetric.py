@@ -1,0 +1,169 @@
+"""Q4_0, Q5_0 and Q8_0: blocks of 32 weights with one half-precision scale, x ~ scale * code."""
+
+import numpy as np
+
+from quantkit.kernels.affine import BLOCK
+from quantkit.kernels.halves import TINY, covering_half, from_half
+from quantkit.kernels.jit import kernel
+from quantkit.kernels.packing import store_codes, store_word
+
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_TRIALS = 10
+_MARGIN = np.float32(1.000001)  # a gain within rounding is none
+
+
+@kernel
+def mean_square(row):
+    """Mean of x^2 over a row (blocks, 32)."""
+    total = _ZERO
+    for block in range(row.shape[0]):
+        for i in range(row.shape[1]):
+            total += row[block, i] * row[block, i]
+    return total / np.float32(row.size)
+
+
+@kernel
+def weigh(x, importance, variance, weight):
+    """Fill `weight` as ggml does for the simple types: importance * sqrt(mean x^2 of the row + x^2)."""
+    for i in range(x.size):
+        weight[i] = importance[i] * np.sqrt(variance + x[i] * x[i])
+
+
+@kernel
+def plain_scale(x, inverse, reach):
+    """Least-squares scale of the codes rint(x * inverse) up to reach - 1; `inverse` takes none below -reach."""
+    products = squares = _ZERO
+    for i in range(BLOCK):
+        code = np.rint(min(x[i] * inverse, reach - _ONE))
+        products += code * x[i]
+        squares += code * code
+    return products / squares if squares > _ZERO else _ZERO
+
+
+@kernel
+def weighted_sums(x, weight, inverse, reach):
+    """Weighted sums of code * x and code^2 for the codes rint(x * inverse) within -reach..reach - 1."""
+    products = squares = _ZERO
+    for i in range(BLOCK):
+        code = np.rint(min(max(x[i] * inverse, -reach), reach - _ONE))
+        weighted = weight[i] * code
+        products += weighted * x[i]
+        squares += weighted * code
+    return products, squares
+
+
+@kernel
+def weighted_scale(x, weight, peak, reach):
+    """The scale of least weighted error among ten that put the peak at -(reach - 0.8) to -(reach + 1), settled twice.
+
+    The plain one comes first and wins ties: on a constant block all fit alike, and its half is the one ggml stores.
+    """
+    best = scale = _ZERO
+    for trial in range(_TRIALS):
+        steps = reach + np.float32(0.2) * np.float32((trial + 1) // 2 if trial % 2 else -(trial // 2))
+        products, squares = weighted_sums(x, weight, -steps / peak, reach)
+        fitted = products / squares if squares > _ZERO else _ZERO
+        better = fitted * products > best * _MARGIN
+        best = fitted * products if better else best
+        scale = fitted if better else scale
+    for _ in range(2):
+        if scale != _ZERO:
+            products, squares = weighted_sums(x, weight, _ONE / scale, reach)
+            scale = products / squares if squares > _ZERO else scale
+    return scale
+
+
+@kernel
+def round_codes(x, inverse, reach, quants):
+    """Codes + reach of 32 weights into uint8 quants; `inverse` is that of the stored scale."""
+    for i in range(BLOCK):
+        quants[i] = np.uint8(np.int32(np.rint(min(max(x[i] * inverse, -reach), reach - _ONE)) + reach))
+
+
+@kernel
+def find_peaks(bits, peaks):
+    """The weight of greatest magnitude, with its sign, of every block in the int32 bits (blocks, 32) of a row.
+
+    One integer maximum: with the sign bit rotated to the low end, magnitudes decide.
+    """
+    for block in range(bits.shape[0]):
+        key = np.uint32(0)
+        for i in range(bits.shape[1]):
+            word = np.uint32(bits[block, i])
+            key = max(key, np.uint32((word << np.uint32(1)) | (word >> np.uint32(31))))
+        peaks[block] = np.uint32((key >> np.uint32(1)) | (key << np.uint32(31))).view(np.float32)
+
+
+@kernel
+def store_scales(scales, peaks, reach, halves):
+    """Turn float32 scales into halves (uint16) in place: afterwards `scales` holds the inverse of what is stored, or 0."""
+    for block in range(scales.size):
+        bits = covering_half(scales[block], reach, abs(peaks[block]))
+        scale = from_half(bits)
+        halves[block] = np.uint16(bits)
+        scales[block] = _ONE / scale if scale != _ZERO else _ZERO
+
+
+@kernel
+def encode(rows, importance, reach, out):
+    """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
+
+    importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted by least
+    squares to the codes it gives: the squared error falls. With it, the weights are ggml's, importance * sqrt(mean x^2 of the row
+    + x^2), and the search is `weighted_scale` in place of make_qx_quants (MIT), which tries nineteen scales and settles none.
+    """
+    bits = rows.view(np.int32)
+    peaks = np.empty(rows.shape[1], np.float32)
+    scales = np.empty(rows.shape[1], np.float32)
+    halves = np.empty(rows.shape[1], np.uint16)
+    weight = np.empty(BLOCK, np.float32)
+    quants = np.empty(BLOCK, np.uint8)
+    words = quants.view(np.uint64)
+    fifths = out.shape[2] > 9
+    for row in range(rows.shape[0]):
+        find_peaks(bits[row], peaks)
+        if importance.size > 0:
+            variance = mean_square(rows[row])
+            for block in range(peaks.size):
+                weigh(rows[row, block], importance[block], variance, weight)
+                scales[block] = _ZERO
+                if abs(peaks[block]) > TINY:
+                    scales[block] = weighted_scale(rows[row, block], weight, peaks[block], reach)
+        else:
+            for block in range(peaks.size):
+                scales[block] = -reach / peaks[block] if abs(peaks[block]) > TINY else _ZERO
+            for block in range(peaks.size):
+                scales[block] = plain_scale(rows[row, block], scales[block], reach)
+        store_scales(scales, peaks, reach + np.float32(0.5), halves)
+        for block in range(peaks.size):
+            out[row, block, 0] = halves[block]
+            round_codes(rows[row, block], scales[block], reach, quants)
+            store_codes(words, fifths, out[row, block], 1)
+
+
+@kernel
+def encode_bytes(rows, out):
+    """Q8_0 of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 17): a half, then 32 int8 codes.
+
+    The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the unrounded quotient.
+    """
+    bits = rows.view(np.int32)
+    peaks = np.empty(rows.shape[1], np.float32)
+    scales = np.empty(rows.shape[1], np.float32)
+    halves = np.empty(rows.shape[1], np.uint16)
+    codes = np.empty(BLOCK, np.uint8)
+    words = codes.view(np.uint64)
+    reach = np.float32(127)
+    for row in range(rows.shape[0]):
+        find_peaks(bits[row], peaks)
+        for block in range(peaks.size):
+            scales[block] = abs(peaks[block]) * (_ONE / reach) if abs(peaks[block]) > TINY else _ZERO
+        store_scales(scales, peaks, np.float32(127.5), halves)
+        for block in range(peaks.size):
+            out[row, block, 0] = halves[block]
+            inverse = scales[block]
+            for i in range(BLOCK):
+                codes[i] = np.uint8(np.int32(np.rint(min(max(rows[row, block, i] * inverse, -reach), reach))) & 255)
+            for i in range(4):
+                store_word(words[i], out[row, block], 1 + 4 * i)

@@ -1,0 +1,193 @@
+"""What goes with published files: the model card, the Modelfile for Ollama, SHA256SUMS. Pure functions to text."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from quantkit import footprint
+from quantkit.manifest import Manifest
+from quantkit.report import figures as fig
+
+
+def card(manifest: Manifest) -> str:
+    """README.md: front matter that the Hub reads, then what a person needs. Text from outside is escaped."""
+    source = manifest.source
+    parts = [
+        front_matter(manifest),
+        f"# {_text(source.name)}, quantised",
+        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} The results were measured on these files in "
+        "the engines named below them; `report.html` has the rest.",
+        *_notes(manifest),
+        "## Results",
+        _results(manifest),
+        "## Can I run it?",
+        _machines(manifest),
+        "## How to run",
+        _how_to_run(manifest),
+        "## Limits",
+        _limits(manifest),
+        "## Where it comes from",
+        _provenance(manifest),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(manifest: Manifest) -> str:
+    """The card's YAML. `license` is the source's, left out when it names none, as is an unknown base model."""
+    source = manifest.source
+    fields: dict[str, object] = {}
+    if source.repo:
+        fields |= {"base_model": source.repo, "base_model_relation": "quantized"}
+    if source.licence:
+        fields["license"] = source.licence
+        if source.licence_name:
+            fields["license_name"] = source.licence_name
+        if source.licence_link:
+            fields["license_link"] = source.licence_link
+    fields |= {"library_name": "gguf", "pipeline_tag": "text-generation"}
+    fields["tags"] = ["gguf", "llama.cpp", "quantized", source.architecture]
+    lines = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in fields.items()}
+    return f"---\n{yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)}---"
+
+
+def modelfile(manifest: Manifest, stops: Sequence[str] = ()) -> str:
+    """A Modelfile for the first GGUF that passed (or the first). The chat template is the one inside the file.
+
+    num_ctx is the largest context up to 8,192 that runs on a machine of 8 GB; `stops` are written as stop parameters.
+    """
+    ggufs = [target for target in manifest.targets if target.format == "gguf"]
+    chosen = next((target for target in ggufs if target.verdict == "pass"), ggufs[0])
+    context = min(8192, fig.fits(chosen).get(8) or 2048, manifest.source.context_length)
+    lines = [f"FROM ./{chosen.file}", f"PARAMETER num_ctx {context}"]
+    lines += [f'PARAMETER stop "{_quoted(stop)}"' for stop in stops]
+    lines += [f"# also in this folder: {target.file}" for target in ggufs if target is not chosen]
+    return "\n".join(lines) + "\n"
+
+
+def sha256sums(digests: Mapping[str, str]) -> str:
+    """File name -> sha256, as `sha256sum --check` reads them."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def _notes(manifest: Manifest) -> list[str]:
+    source = manifest.source
+    notes = [f"Licence: {_text(fig.licence_sentence(source))}"]
+    if source.already_quantised:
+        notes.append(
+            f"> The source is itself quantised ({_text(source.already_quantised)}). What is called original here is "
+            "what its weights decode to, not the model as it was trained."
+        )
+    return notes
+
+
+def _results(manifest: Manifest) -> str:
+    rows = []
+    for target in manifest.targets:
+        f = fig.figures(target)
+        rows.append(
+            (
+                _code(target.file),
+                fig.size(target.nbytes),
+                fig.number(target.bits_per_weight, 2),
+                fig.number(f.ratio, 4, f.ratio_error),
+                fig.number(f.kld, 4, f.kld_error),
+                fig.percent(f.same_top, f.same_top_error),
+                f"{fig.rate(f.prefill)} ({fig.times(f.prefill_ratio)})",
+                f"{fig.rate(f.decode)} ({fig.times(f.decode_ratio)})",
+                "–" if f.peak_rss is None else fig.memory(f.peak_rss),
+                f"{fig.MARKS[target.verdict]} {target.verdict}",
+            )
+        )
+    heads = (
+        "File", "Size", "Bits per weight", "Perplexity ratio", "Mean KLD, nats", "Same top-1", "Prefill, tokens/s",
+        "Decode, tokens/s", "Peak memory", "Verdict",
+    )  # fmt: skip
+    baselines = sorted({target.baseline_label for target in manifest.targets if target.baseline_label})
+    engines = sorted({check.engine for target in manifest.targets for check in target.checks})
+    note = f"± is one standard error, clustered by chunk. Engines: {_text(', '.join(engines) or 'none')}."
+    if baselines:
+        note += f" × is against {_text(', '.join(baselines))} in the same run, on {_text(manifest.machine.cpu)}."
+    return f"{_table(heads, rows)}\n\n{note}"
+
+
+def _machines(manifest: Manifest) -> str:
+    rows = []
+    for target in manifest.targets:
+        contexts = fig.fits(target).values() if target.memory else ()
+        cells = ["no" if context is None else f"{context:,}" for context in contexts] or ["–"] * len(footprint.MACHINES)
+        rows.append((target.type, *cells))
+    table = _table(("Artefact", *(f"{machine} GB" for machine in footprint.MACHINES)), rows)
+    reserve = footprint.OS_RESERVE / footprint.GiB
+    return f"{table}\n\nThe largest context in tokens beside {reserve:g} GiB left to the system, without a GPU."
+
+
+def _how_to_run(manifest: Manifest) -> str:
+    file = next((t.file for t in manifest.targets if t.verdict == "pass"), manifest.targets[0].file)
+    name = re.sub(r"[^a-z0-9._-]+", "-", manifest.source.name.lower()).strip("-._") or "model"
+    commands = (
+        f"llama-cli -m {shlex.quote(file)}        # a chat in the terminal",
+        f"llama-server -m {shlex.quote(file)}     # a server, OpenAI-compatible",
+        "",
+        f"ollama create {name} -f Modelfile && ollama run {name}",
+    )
+    return _fenced("\n".join(commands), "sh")
+
+
+def _limits(manifest: Manifest) -> str:
+    said = [
+        f"Checked on {_text(', '.join(f'{key} {value}' for key, value in manifest.text.items()) or 'no text')}: a "
+        "perplexity ratio holds for text like it.",
+        f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
+        f"{fig.memory(manifest.machine.memory_bytes)}).",
+    ]
+    said += [
+        f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} "
+        f"({_text(fallback.reason)})."
+        for target in manifest.targets
+        for fallback in fig.fallbacks(target)
+    ]
+    return "\n".join(f"- {line}" for line in said)
+
+
+def _provenance(manifest: Manifest) -> str:
+    source = manifest.source
+    rows = [
+        ("Source", _code(source.uri)),
+        ("Commit", _code(source.commit) if source.commit else "none: the source is not a repository"),
+        *((f"Source sha256, {_text(name)}", _code(digest)) for name, digest in source.digests.items()),
+        *((f"sha256, {_text(target.file)}", _code(target.sha256)) for target in manifest.targets),
+        ("Made by", f"quantkit {manifest.quantkit}, {fig.moment(manifest.created)}"),
+        ("Bytes promised for", _text(manifest.machine.cpu_class)),
+        ("Recipe digest", _code(manifest.recipe.digest)),
+    ]
+    return f"{_table(('What', 'Which'), rows)}\n\nThe recipe, as typed:\n\n{_fenced(manifest.recipe.text, 'yaml')}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _text(text: str) -> str:
+    """Text from outside, on one line, with nothing that Markdown or HTML would act on."""
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: str) -> str:
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,104 @@
+"""The model card and its neighbours."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from sample_manifest import HOSTILE, sample
+
+from quantkit.manifest import Manifest
+from quantkit.report import card
+
+
+def matter(manifest: Manifest) -> dict[str, object]:
+    _, front, _ = card.card(manifest).split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def with_source(**fields: object) -> Manifest:
+    manifest = sample()
+    return manifest.model_copy(update={"source": manifest.source.model_copy(update=fields)})
+
+
+def test_front_matter_is_what_the_hub_reads() -> None:
+    assert matter(sample()) == {
+        "base_model": "example/Sample-135M-Instruct",
+        "base_model_relation": "quantized",
+        "license": "apache-2.0",
+        "library_name": "gguf",
+        "pipeline_tag": "text-generation",
+        "tags": ["gguf", "llama.cpp", "quantized", "llama"],
+    }
+
+
+def test_an_own_licence_is_inherited_with_name_and_link() -> None:
+    own = with_source(licence="other", licence_name="sample-community", licence_link="https://example.org/LICENSE")
+    found = matter(own)
+    assert (found["license"], found["license_name"], found["license_link"]) == (
+        "other", "sample-community", "https://example.org/LICENSE",
+    )  # fmt: skip
+
+
+def test_an_unknown_licence_is_left_out_and_said() -> None:
+    manifest = sample(licence=None)
+    assert "license" not in matter(manifest)
+    assert "does not say under which licence" in card.card(manifest)
+
+
+def test_a_source_without_repository_names_no_base_model() -> None:
+    assert "base_model" not in matter(with_source(repo=None))
+
+
+def test_front_matter_cannot_be_broken_out_of() -> None:
+    found = matter(with_source(licence="mit\n---\nbase_model: evil/model", repo="a/b: c"))
+    assert found["base_model"] == "a/b: c"
+
+
+def test_text_from_outside_is_no_markup() -> None:
+    text = card.card(sample(name=f"{HOSTILE} | [x](javascript:1)"))
+    before_recipe = text.partition("The recipe, as typed")[0]
+    assert "<script" not in before_recipe
+    assert "[x](" not in before_recipe
+
+
+def test_a_recipe_cannot_end_its_own_fence() -> None:
+    manifest = sample()
+    recipe = manifest.recipe.model_copy(update={"text": "a: 1\n```\n<script>\n````\n"})
+    text = card.card(manifest.model_copy(update={"recipe": recipe}))
+    assert "`````yaml\na: 1\n```\n<script>\n````\n`````" in text
+
+
+def test_tables_have_as_many_cells_as_heads() -> None:
+    for block in card.card(sample()).split("\n\n"):
+        if block.startswith("| "):
+            assert len({line.count(" |") for line in block.splitlines()}) == 1, block
+
+
+def test_modelfile_takes_what_passed() -> None:
+    text = card.modelfile(sample(), ["<|im_end|>", 'a"b'])
+    assert text.splitlines() == [
+        "FROM ./Sample-135M-Instruct-with-a-name-that-goes-on-Q4_K_M.gguf",
+        "PARAMETER num_ctx 8192",
+        'PARAMETER stop "<|im_end|>"',
+        r'PARAMETER stop "a\"b"',
+        "# also in this folder: Sample-135M-Instruct-with-a-name-that-goes-on-Q2_K.gguf",
+    ]
+
+
+def test_num_ctx_is_the_models_own_limit_at_most() -> None:
+    assert "PARAMETER num_ctx 2048\n" in card.modelfile(with_source(context_length=2048))
+
+
+def test_sha256sums_is_what_sha256sum_checks(tmp_path: Path) -> None:
+    for name in ("b.gguf", "a file.json"):
+        (tmp_path / name).write_text(name)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+    (tmp_path / "SHA256SUMS").write_text(card.sha256sums(digests))
+    try:
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True
+        )
+    except FileNotFoundError:
+        pytest.skip("no sha256sum on this machine")

@@ -1,0 +1,37 @@
+"""The closing table, drawn and plain."""
+
+import io
+
+from rich.console import Console
+from sample_manifest import sample
+
+from quantkit.report import table
+
+
+def drawn(**options: object) -> str:
+    out = io.StringIO()
+    table.draw(sample(), Console(file=out, **options))  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def test_a_terminal_gets_one_table() -> None:
+    text = drawn(force_terminal=True, width=180, color_system=None)
+    assert "1.0182" in text
+    assert "100 (1.86×)" in text
+    assert "✗ fail" in text
+    assert "against F16 of the same source" in text
+
+
+def test_a_log_gets_lines_that_do_not_wrap() -> None:
+    lines = drawn(width=20).splitlines()
+    assert "perplexity ratio  1.0182" in lines
+    assert "verdict           ✓ pass" in lines
+    assert len(lines) == 2 * 10 + 1
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    manifest = sample()
+    odd = manifest.targets[0].model_copy(update={"file": "a[red]b.gguf"})
+    out = io.StringIO()
+    table.draw(manifest.model_copy(update={"targets": [odd]}), Console(file=out, force_terminal=True, width=180))
+    assert "a[red]b.gguf" in out.getvalue()

