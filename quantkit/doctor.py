@@ -13,6 +13,7 @@ import psutil
 from quantkit.engines import llama_cpp
 from quantkit.planning import size
 from quantkit.report import machine
+from quantkit.version import __version__
 
 SMALLEST_DISK = 2_000_000_000
 SMALLEST_MEMORY = 2_000_000_000
@@ -35,7 +36,7 @@ def examine(folder: Path = Path()) -> list[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    yield Finding("quantkit", True, metadata.version("quantkit-pipeline"))
+    yield Finding("quantkit", True, __version__)
     for package, why in (("torch", "the reference"), ("transformers", "the reference"), ("tokenizers", "texts")):
         try:
             yield Finding(package, True, metadata.version(package))

@@ -48,7 +48,7 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         **snapshot.licence.files,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
-        "README.md": card.render(manifest),
+        "README.md": card.card(manifest),
         "Modelfile": card.modelfile(manifest),
     }
 

@@ -15,8 +15,8 @@ HUB = [path for path in RECIPES if (CONFIGS / f"{path.stem}.json").exists()]
 
 # Bits per weight of llama.cpp's own files of these models (its README; the sizes of published files).
 BITS_PER_WEIGHT = {
-    "mistral7b-q4": (4.83, 4.85),
-    "llama3.1-8b-q4": (4.89, 4.90),
+    "mistral7b-q4": (4.82, 4.83),
+    "llama3.1-8b-q4": (4.893, 4.896),
     "tinyllama-q8": (8.50, 8.51),
     "qwen3-0.6b-q4": (4.8, 5.3),
 }

@@ -105,12 +105,18 @@ def _general(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
         "general.license": licence.id,
         "general.license.name": licence.name,
         "general.license.link": licence.link,
-        "general.source.repo_url": f"hf://{snapshot.repo}@{snapshot.commit}" if snapshot.repo else None,
+        "general.source.repo_url": _repository(snapshot),
     }
     return [KeyValue(key, text, "STRING") for key, text in texts.items() if text] + [
         KeyValue("general.file_type", mixture.FILE_TYPE[target.type], "UINT32"),
         KeyValue("general.quantization_version", QUANTIZATION_VERSION, "UINT32"),
     ]
+
+
+def _repository(snapshot: Snapshot) -> str | None:
+    if snapshot.repo is None:
+        return None
+    return f"hf://{snapshot.repo}" + (f"@{snapshot.commit}" if snapshot.commit else "")
 
 
 def source_digest(snapshot: Snapshot) -> str:
