@@ -149,8 +149,9 @@ def _special_ids(tokenizer: Tokenizer, config: Mapping[str, Any], tokens: Sequen
     numbers = {added["content"]: added["id"] for added in tokenizer.definition.get("added_tokens", ())}
     numbers = {**tokenizer.definition["model"]["vocab"], **numbers}
     found = {}
+    said = {"unk_token": tokenizer.definition["model"].get("unk_token"), **tokenizer.config}
     for name, key in _SPECIAL.items():
-        number = numbers.get(_content(tokenizer.config.get(name)))
+        number = numbers.get(_content(said.get(name)))
         if number is None:
             number = config.get(f"{name}_id")
         if isinstance(number, list):  # Llama 3.1 has several ends; the others follow as eot, eom

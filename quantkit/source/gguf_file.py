@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,15 @@ def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[
     return spans, infos
 
 
+@cache
 def _decoder(kind: Any) -> Callable[[U8], F32]:
+    """gguf-py's dequantisation of a type, tried on one block. Raises UnsupportedError."""
     import gguf
 
+    try:
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+    except NotImplementedError as error:
+        raise UnsupportedError(f"tensor type {kind.name} cannot be dequantised: not supported as a source") from error
     return partial(gguf.quants.dequantize, qtype=kind)
 
 
