@@ -183,8 +183,9 @@ def _added_ends(tokenizer: Tokenizer, ids: Mapping[str, int]) -> list[KeyValue]:
     said = {end: tokenizer.config.get(f"add_{end}_token") for end in ("bos", "eos")}
     if None in said.values():
         ids_of = Engine.from_str(json.dumps(tokenizer.definition)).encode("a").ids
-        done = {"bos": ids_of[:1] == [ids.get("bos_token_id")], "eos": ids_of[-1:] == [ids.get("eos_token_id")]}
-        said = {end: done[end] or (None if end == "eos" else False) if said[end] is None else said[end] for end in said}
+        bos = ids_of[:1] == [ids.get("bos_token_id")]
+        eos = ids_of[-1:] == [ids.get("eos_token_id")] or None  # unsaid where it is not done: so llama.cpp has it
+        said = {end: done if said[end] is None else said[end] for end, done in (("bos", bos), ("eos", eos))}
     return [_flag(f"add_{end}_token", value) for end, value in said.items() if value is not None]
 
 
