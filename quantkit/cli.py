@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 err = Console(stderr=True)
+page = Console(width=None if sys.stdout.isatty() else 240)  # in a pipe, one line a row
 INTERRUPTED = 130
 
 RecipeArgument = Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="a recipe; or give --source and --type")]
@@ -87,7 +88,7 @@ def plan(
     if as_json:
         _print(made.as_json())
     else:
-        screen.show_plan(Console(), made)
+        screen.show_plan(page, made)
 
 
 @app.command(name="doctor")
@@ -97,7 +98,7 @@ def examine(as_json: AsJson = False) -> None:
     if as_json:
         _print([finding.as_json() for finding in findings])
     else:
-        screen.show_findings(Console(), findings)
+        screen.show_findings(page, findings)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(InputError.exit_code)
 
@@ -121,7 +122,7 @@ def clean(
     if as_json:
         _print([{"path": str(path), "nbytes": nbytes, "removed": yes} for path, nbytes in spaces])
     else:
-        screen.show_leftovers(Console(), spaces, removed=yes)
+        screen.show_leftovers(page, spaces, removed=yes)
 
 
 def _document(path: Path | None, source: str | None, format: str, type: str | None, out: Path | None, checks: bool) -> Document:

@@ -13,6 +13,7 @@ import pytest
 
 from quantkit import arch
 from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.source.folder import INDEX, SINGLE
 from quantkit.values import Snapshot
 
 TEXT = (
@@ -117,6 +118,22 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return make
+
+
+def shard(place: Path) -> dict[str, str]:
+    """Split model.safetensors in two with an index, as transformers does; returns the index's map."""
+    import torch
+    from safetensors.numpy import load_file
+    from safetensors.torch import save_file
+
+    tensors = {name: torch.from_numpy(value) for name, value in load_file(place / SINGLE).items()}
+    names = sorted(tensors)
+    files = {name: f"model-0000{1 + (at >= 9)}-of-00002.safetensors" for at, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in names if files[name] == file}, place / file)
+    (place / SINGLE).unlink()
+    (place / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return files
 
 
 def write_gguf(snapshot: Snapshot, path: Path) -> Path:

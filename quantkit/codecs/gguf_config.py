@@ -89,6 +89,7 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     legacy = found.pop("type", None)
     kind = found.setdefault("rope_type", legacy or "default")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    found.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
     if kind in ("yarn", "llama3"):
         inherited = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         found.setdefault("original_max_position_embeddings", inherited)

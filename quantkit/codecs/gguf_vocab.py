@@ -149,8 +149,9 @@ def _special_ids(tokenizer: Tokenizer, config: Mapping[str, Any], tokens: Sequen
     numbers = {added["content"]: added["id"] for added in tokenizer.definition.get("added_tokens", ())}
     numbers = {**tokenizer.definition["model"]["vocab"], **numbers}
     found = {}
+    said = {"unk_token": tokenizer.definition["model"].get("unk_token"), **tokenizer.config}
     for name, key in _SPECIAL.items():
-        number = numbers.get(_content(tokenizer.config.get(name)))
+        number = numbers.get(_content(said.get(name)))
         if number is None:
             number = config.get(f"{name}_id")
         if isinstance(number, list):  # Llama 3.1 has several ends; the others follow as eot, eom
@@ -182,8 +183,9 @@ def _added_ends(tokenizer: Tokenizer, ids: Mapping[str, int]) -> list[KeyValue]:
     said = {end: tokenizer.config.get(f"add_{end}_token") for end in ("bos", "eos")}
     if None in said.values():
         ids_of = Engine.from_str(json.dumps(tokenizer.definition)).encode("a").ids
-        done = {"bos": ids_of[:1] == [ids.get("bos_token_id")], "eos": ids_of[-1:] == [ids.get("eos_token_id")]}
-        said = {end: done[end] or (None if end == "eos" else False) if said[end] is None else said[end] for end in said}
+        bos = ids_of[:1] == [ids.get("bos_token_id")]
+        eos = ids_of[-1:] == [ids.get("eos_token_id")] or None  # unsaid where it is not done: so llama.cpp has it
+        said = {end: done if said[end] is None else said[end] for end, done in (("bos", bos), ("eos", eos))}
     return [_flag(f"add_{end}_token", value) for end, value in said.items() if value is not None]
 
 

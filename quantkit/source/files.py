@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class TensorFiles:
         self._spans = spans
         self.files = tuple(sorted({span.path for span in spans.values()}))
         self._open: dict[Path, int] = {}
+        self._opening = Lock()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
         span, shape = self._spans[name], self.infos[name].shape
@@ -55,8 +57,9 @@ class TensorFiles:
 
     def _rows(self, span: Span, start: int, stop: int) -> U8:
         raw = np.empty((stop - start, span.row_bytes), dtype=np.uint8)
-        if span.path not in self._open:
-            self._open[span.path] = os.open(span.path, os.O_RDONLY)
+        with self._opening:
+            if span.path not in self._open:
+                self._open[span.path] = os.open(span.path, os.O_RDONLY)
         view, position = raw.reshape(-1).data, span.offset + start * span.row_bytes
         while view:  # one call reads at most 2 GiB
             count = os.preadv(self._open[span.path], [view], position)

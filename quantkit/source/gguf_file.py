@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from quantkit.source import card
 from quantkit.source.files import Span, TensorFiles
 from quantkit.values import F32, U8, Licence, Snapshot, TensorInfo, Tokenizer
 
-_HUB = "https://huggingface.co/"
+_REPOSITORY = re.compile(r"(?:hf:/|https?://[^/]+)/([\w.-]+/[\w.-]+)")
 
 
 def describe(path: Path, uri: str) -> Snapshot:
@@ -69,8 +70,8 @@ def _repo(kv: Mapping[str, Any]) -> str | None:
     """The Hub repository that the file says it was made from."""
     if repo := kv.get("general.source.huggingface.repository"):
         return str(repo)
-    url = str(kv.get("general.source.repo_url") or "")
-    return "/".join(url.removeprefix(_HUB).split("/")[:2]) if url.startswith(_HUB) else None
+    found = _REPOSITORY.match(str(kv.get("general.source.repo_url") or ""))
+    return found[1] if found else None
 
 
 def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[str, TensorInfo]]:
@@ -99,9 +100,15 @@ def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[
     return spans, infos
 
 
+@cache
 def _decoder(kind: Any) -> Callable[[U8], F32]:
+    """gguf-py's dequantisation of a type, tried on one block. Raises UnsupportedError."""
     import gguf
 
+    try:
+        gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+    except NotImplementedError as error:
+        raise UnsupportedError(f"tensor type {kind.name} cannot be dequantised: not supported as a source") from error
     return partial(gguf.quants.dequantize, qtype=kind)
 
 

@@ -25,11 +25,11 @@ _SMALL = (
 
 
 class RemoteTensors:
-    """Weights whose files (name -> bytes) are still on the Hub; reading them raises SourceError."""
+    """Weights whose files are still on the Hub; reading them raises SourceError."""
 
-    def __init__(self, infos: Mapping[str, TensorInfo], files: Mapping[str, int], cache: Path | None) -> None:
+    def __init__(self, infos: Mapping[str, TensorInfo], names: tuple[str, ...], cache: Path | None) -> None:
         self.infos = infos
-        self.files = files
+        self.names = names
         self.cache = cache
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
@@ -68,10 +68,8 @@ def describe(rest: str, *, cache: Path | None = None) -> Snapshot:
     with _explained(where):
         infos = _headers(repo, commit, list(weights))
     config = folder.read_json(place / "config.json")
-    if infos is None:
-        tensors = RemoteTensors(folder.reconstruct(config), missing, cache)
-    else:
-        tensors = RemoteTensors(folder.select(config, infos, {})[0], missing, cache)
+    declared = folder.reconstruct(config) if infos is None else folder.select(config, infos, {})[0]
+    tensors = RemoteTensors(declared, tuple(missing), cache)
     found = _pinned(folder.describe(place, where, tensors), repo, commit)
     return replace(found, download_bytes=sum(missing.values()), reconstructed=infos is None)
 
@@ -114,7 +112,7 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
             f"{snapshot.uri}: the weights are not in the cache and HF_HUB_OFFLINE is set; unset it to download them"
         )
     with _explained(snapshot.uri):
-        for name in tensors.files:
+        for name in tensors.names:
             path = hf_hub_download(
                 repo, name, revision=commit, cache_dir=tensors.cache, tqdm_class=_bar(name, progress)
             )

@@ -188,3 +188,11 @@ def test_names_go_both_ways() -> None:
     assert gguf_names.heads(LLAMA, "model.layers.11.self_attn.k_proj.weight", counts) == 2
     assert gguf_names.heads(LLAMA, "model.layers.11.self_attn.v_proj.weight", counts) == 0
     assert gguf_names.heads(arch.known()["qwen3"], "model.layers.1.self_attn.q_proj.weight", counts) == 0
+
+
+def test_a_damaged_header_is_said_to_be(smol: Path, tmp_path: Path) -> None:
+    data = bytearray(smol.read_bytes()[:20000])
+    for at, value in ((24, 0xFF), (31, 0x7F), (60, 0xFF), (1500, 0xC3)):
+        (tmp_path / "x.gguf").write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+        with pytest.raises(SourceError, match=r"x\.gguf: the GGUF header breaks off or is damaged"):
+            gguf_kv.read(tmp_path / "x.gguf")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PICO
+from conftest import PICO, shard
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -29,18 +29,6 @@ def ignore(what: str, done: float, total: float) -> None:
 def copy(pico: Callable[[str], Path], tmp_path: Path) -> Path:
     """A pico Llama of one's own to damage."""
     return Path(shutil.copytree(pico("llama"), tmp_path / "model"))
-
-
-def shard(place: Path) -> dict[str, str]:
-    """Split model.safetensors in two with an index, as transformers does; returns the index's map."""
-    tensors = {name: torch.from_numpy(value) for name, value in load_file(place / folder.SINGLE).items()}
-    names = sorted(tensors)
-    files = {name: f"model-0000{1 + (at >= 9)}-of-00002.safetensors" for at, name in enumerate(names)}
-    for file in set(files.values()):
-        save_file({name: tensors[name] for name in names if files[name] == file}, place / file)
-    (place / folder.SINGLE).unlink()
-    (place / folder.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    return files
 
 
 @pytest.mark.parametrize("name", PICO)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import shard
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECRET = "hf_averysecrettoken"
@@ -203,6 +205,35 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     kept = half // 2**20 * 2**20
     downloads = [(span, size) for name, span, size in hub.log if name == "model.safetensors"][1:]
     assert downloads == [(None, half), (f"bytes={kept}-", len(weights(hub)) - kept)]
+
+
+def test_shards_are_declared_and_fetched(hub: Hub, pico: Callable[[str], Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(pico("llama"), tmp_path / "model"))
+    shard(place)
+    hub.repos["models/org/pico"] = {path.name: path.read_bytes() for path in place.iterdir()}
+    found = run(hub, "hf://org/pico", tmp_path, fetch=True)
+    assert len(found["shapes"]) == 20
+    assert sorted(found["digests"]) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    del hub.repos["models/org/pico"]["model-00002-of-00002.safetensors"]
+    lost = run(hub, "hf://org/pico", tmp_path / "other")
+    assert "names shards that the repository lacks: model-00002-of-00002.safetensors" in lost["message"]
+
+
+def test_pickled_weights_are_declared_by_transformers_model(
+    hub: Hub, pico: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import io
+
+    import torch
+    from safetensors.torch import load_file
+
+    data = io.BytesIO()
+    torch.save(load_file(pico("llama") / "model.safetensors"), data)
+    del hub.repos["models/org/pico"]["model.safetensors"]
+    hub.repos["models/org/pico"]["pytorch_model.bin"] = data.getvalue()
+    found = run(hub, "hf://org/pico", tmp_path, fetch=True)
+    assert len(found["shapes"]) == 20
+    assert list(found["digests"]) == ["pytorch_model.bin"]
 
 
 def test_what_is_not_there(hub: Hub, tmp_path: Path) -> None:
