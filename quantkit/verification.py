@@ -48,7 +48,7 @@ def make_reference(
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, hidden)
         workspace.remember(path, made_from)
-    return Reference(cut, np.load(path, mmap_mode="r"))
+    return Reference(cut, np.load(path))
 
 
 def verify(
