@@ -4,14 +4,18 @@ The model is built on the meta device and its own forward is called once over th
 stage: it reads its own weights, runs the batch in micro-batches, and goes back to meta. Masks, rotary positions,
 sliding windows and the kinds of layers come from the model's own code, so that no architecture needs a file here.
 
-Peak memory is one layer in float32, two copies of the hidden states, and what one micro-batch needs. Sums inside torch
-follow the number of threads, so two thread counts agree to float32 rounding only: nothing here feeds artefact bytes.
+Peak memory is one layer in float32, a few copies of the hidden states, and what one micro-batch per thread needs.
+Threads run micro-batches, never parts of one product, and observers see them in order: results do not depend on their
+number.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +29,14 @@ if TYPE_CHECKING:
     import torch
 
 Observe = Callable[[str, F32], None]
-"""observe(weight, x): the input (tokens, width) that a matrix of a decoder layer meets, micro-batch by micro-batch."""
+"""observe(weight, x): the input (tokens, width) that a matrix of a decoder layer meets, micro-batch by micro-batch.
+Called from one thread, in an order that does not depend on the number of threads."""
 
 Tokens = NDArray[np.int32] | NDArray[np.int64]
 
 _SLAB_BYTES = 64 << 20  # of an embedding or head, read at once
 _RESIDENT_BYTES = 1 << 30  # a head up to this size is read once; a larger one anew for every call
+_micro = threading.local()  # .seen: what the micro-batch that a thread runs has shown to the observer
 _NOT_THE_MODEL = frozenset({"model_type", "quantization_config", "torch_dtype", "dtype"})
 
 
@@ -40,12 +46,13 @@ def walk(
     sequences: Tokens,
     *,
     threads: int,
-    micro_batch: int = 2,
+    micro_batch: int = 1,
     observe: Observe | None = None,
     progress: Progress | None = None,
 ) -> F32:
     """Final hidden states (n, length, width), after the last norm, of token `sequences` (n, length).
 
+    micro_batch: sequences that one thread runs through a layer together.
     config: a Hugging Face config.json. Raises UnsupportedError for a model_type unknown to transformers, and
     WeightError for a tensor that the model needs and the checkpoint lacks or holds in another shape.
     """
@@ -57,16 +64,14 @@ def walk(
     names = {id(module): name for name, module in model.named_modules()}
     embedding = base.get_input_embeddings()
     embedding.forward = partial(_embed, embedding, embedding.forward, weights, f"{names[id(embedding)]}.weight")
-    for index, layer in enumerate(layers):
-        prefix = f"{names[id(layer)]}."
-        if observe is not None:
-            _watch(layer, prefix, observe)
-        report = partial(progress, "walk", index + 1, len(layers)) if progress is not None else None
-        layer.forward = partial(_stage, layer, layer.forward, weights, prefix, micro_batch, report)
     apart = tuple(f"{names[id(module)]}." for module in (layers, embedding))
     prefix = f"{names[id(base)]}." if names[id(base)] else ""
     rest = [name for name in base.state_dict() if not f"{prefix}{name}".startswith(apart)]
-    with _torch_threads(threads), torch.no_grad():
+    with _torch_threads(1), torch.no_grad(), ThreadPoolExecutor(threads) as pool:
+        run = _Run(weights, pool, threads, micro_batch, observe)
+        for index, layer in enumerate(layers):
+            report = partial(progress, "walk", index + 1, len(layers)) if progress is not None else None
+            layer.forward = partial(_stage, run, layer, layer.forward, f"{names[id(layer)]}.", report)
         base.load_state_dict(_tensors(base, rest, weights, prefix), strict=False, assign=True)
         output = base(input_ids=torch.from_numpy(np.asarray(sequences, np.int64)), use_cache=False)
         hidden: F32 = output.last_hidden_state.numpy()
@@ -139,26 +144,48 @@ def _layers(base: Any) -> Any:
     raise UnsupportedError(f"{type(base).__name__} holds no list of {count} decoder layers to walk through")
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    weights: Weights
+    pool: Executor
+    threads: int
+    micro_batch: int
+    observe: Observe | None
+
+
 def _stage(
+    run: _Run,
     layer: Any,
     forward: Callable[..., Any],
-    weights: Weights,
     prefix: str,
-    micro_batch: int,
     report: Callable[[], None] | None,
     hidden: torch.Tensor,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     """One decoder layer over the whole batch, its weights present only meanwhile."""
-    batch = hidden.shape[0]
-    empty = layer.state_dict()
-    layer.load_state_dict(_tensors(layer, list(empty), weights, prefix), assign=True)
+    import torch
+
+    batch, empty = hidden.shape[0], layer.state_dict()
+    layer.load_state_dict(_tensors(layer, list(empty), run.weights, prefix), assign=True)
+    hooks = _watch(layer, prefix) if run.observe is not None else []
+
+    def one(part: slice) -> tuple[Any, list[tuple[str, F32]]]:
+        _micro.seen = []
+        positional, named = _split((hidden, *args), batch, part), _split(kwargs, batch, part)
+        with torch.no_grad():  # holds for one thread only
+            return forward(*positional, **named), _micro.seen
+
+    parts = [slice(start, start + run.micro_batch) for start in range(0, batch, run.micro_batch)]
     pieces = []
-    for start in range(0, batch, micro_batch):
-        part = slice(start, start + micro_batch)
-        positional, named = _split((hidden, args), batch, part), _split(kwargs, batch, part)
-        pieces.append(forward(positional[0], *positional[1], **named))
+    for start in range(0, len(parts), run.threads):  # no more at a time: what was seen is held until it is observed
+        for piece, seen in run.pool.map(one, parts[start : start + run.threads]):
+            pieces.append(piece)
+            if run.observe is not None:
+                for name, x in seen:
+                    run.observe(name, x)
+    for hook in hooks:
+        hook.remove()
     layer.load_state_dict(empty, assign=True)
     if report is not None:
         report()
@@ -215,14 +242,12 @@ def _embed(
     return found
 
 
-def _watch(layer: Any, prefix: str, observe: Observe) -> None:
+def _watch(layer: Any, prefix: str) -> list[Any]:
     def see(name: str, _: Any, inputs: tuple[Any, ...]) -> None:
-        observe(name, inputs[0].reshape(-1, inputs[0].shape[-1]).numpy())
+        _micro.seen.append((name, inputs[0].reshape(-1, inputs[0].shape[-1]).numpy()))
 
-    for name, module in layer.named_modules():
-        weight = getattr(module, "weight", None)
-        if weight is not None and weight.ndim == 2:
-            module.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight"))
+    matrices = [(name, m) for name, m in layer.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2]
+    return [matrix.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight")) for name, matrix in matrices]
 
 
 def _tensors(module: Any, names: list[str], weights: Weights, prefix: str) -> dict[str, torch.Tensor]:

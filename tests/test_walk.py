@@ -75,6 +75,18 @@ def test_the_observer_sees_the_input_of_every_matrix_of_a_layer() -> None:
         np.testing.assert_allclose(energy[name], seen, rtol=1e-4)
 
 
+def test_the_number_of_threads_changes_nothing() -> None:
+    config, _, weights = tiny("gemma3")
+    found: list[Any] = []
+    for threads in (1, 2, 3):
+        seen: list[tuple[str, bytes]] = []
+        hidden = walking.walk(
+            config, weights, sequences(), threads=threads, observe=lambda name, x, s=seen: s.append((name, x.tobytes()))
+        )
+        found.append((hidden.tobytes(), seen))
+    assert found[0] == found[1] == found[2]
+
+
 def test_a_large_head_is_read_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _, weights = tiny("llama")
     hidden = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
