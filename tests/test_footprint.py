@@ -96,13 +96,14 @@ def test_standard_contexts_end_at_the_limit() -> None:
 
 def test_decode_ceiling_of_mistral_q4() -> None:
     """40 GB/s and 4.37 GB of weights with 4k of cache: 8.2 tokens/s."""
-    rows = [
-        row("token_embd.weight", (32768, 4096), "Q4_K", 75_000_000),
-        row("output.weight", (32768, 4096), "Q6_K", 4_370_000_000),
-    ]
-    read = footprint.bytes_per_token(rows, MISTRAL, 4096)
-    assert read == 4_370_000_000 + footprint.kv_cache(MISTRAL, 4096)
+    weights = {"token_embd.weight": 75_000_000, "output.weight": 4_370_000_000}
+    cache = footprint.kv_cache(MISTRAL, 4096)
+    read = footprint.bytes_per_token(weights, cache)
+    assert read == 4_370_000_000 + cache
     assert footprint.decode_ceiling(40e9, read) == pytest.approx(8.2, abs=0.1)
+    assert (
+        footprint.bytes_per_token({"token_embd.weight": 10, "blk.0.attn_q.weight": 5}) == 15
+    )  # tied: read as the head
 
 
 def test_a_config_without_its_numbers_is_refused() -> None:
