@@ -68,8 +68,8 @@ def test_everything_drawn_lies_inside() -> None:
 def test_labels_keep_clear_of_neighbours() -> None:
     points = [
         ("Q4_K_M", 4_400_000_000, 0.01, 0.0, True),
-        ("Q8_0", 5_500_000_000, 0.001, 0.0, True),
-        ("Q2_K", 2, 0.3, 0, True),
+        ("Q8_0", 7_700_000_000, 0.001, 0.0, True),
+        ("Q2_K", 14_500_000_000, 0.3, 0, True),
     ]
     svg = plots.size_against_divergence(points, None)
     anchors = {label: side for side, label in re.findall(r'text-anchor="(\w+)">(Q\w+)<', svg)}
