@@ -181,12 +181,10 @@ def machine_classes(
     }
 
 
-def bytes_per_token(rows: Iterable[Row], config: Mapping[str, Any], context: int) -> int:
-    """Bytes that decoding one token reads: every matrix once (an untied embedding is only looked up) and the cache."""
-    rows = tuple(rows)
-    untied = any(row.name == "output.weight" for row in rows)
-    weights = sum(row.nbytes for row in rows if not (untied and row.name == "token_embd.weight"))
-    return weights + kv_cache(config, context)
+def bytes_per_token(nbytes: Mapping[str, int], kv_cache: int = 0) -> int:
+    """Bytes that decoding one token reads: every tensor (name -> bytes) but an untied embedding, and the cache."""
+    embedding = nbytes.get("token_embd.weight", 0) if "output.weight" in nbytes else 0
+    return sum(nbytes.values()) - embedding + kv_cache
 
 
 def decode_ceiling(bandwidth: float, bytes_per_token: float) -> float:

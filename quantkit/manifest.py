@@ -48,6 +48,7 @@ class MachineRecord(_Frozen):
     platform: str
     python: str
     versions: dict[str, str]
+    bandwidth: float | None = None  # of memory, bytes/s, where it was measured
 
 
 class TensorRecord(_Frozen):

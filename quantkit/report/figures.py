@@ -40,6 +40,15 @@ class Fallback:
     tensors: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Greedy answers to one prompt; `artefacts` holds (type, answer)."""
+
+    prompt: str
+    original: str
+    artefacts: tuple[tuple[str, str], ...]
+
+
 def figures(target: TargetRecord) -> Figures:
     def value(check: str, key: str) -> float | None:
         found = next((record.values.get(key) for record in target.checks if record.check == check), None)
@@ -83,6 +92,21 @@ def fits(target: TargetRecord) -> dict[int, int | None]:
     return footprint.machine_classes({record.context: record.total for record in target.memory})
 
 
+def answers(manifest: Manifest) -> list[Answers]:
+    """The samples of all targets, by prompt: the original once, then every artefact's."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for target in manifest.targets:
+        for sample in target.samples:
+            groups.setdefault((sample.prompt, sample.original), []).append((target.type, sample.artefact))
+    return [Answers(prompt, original, tuple(given)) for (prompt, original), given in groups.items()]
+
+
+def ceiling(target: TargetRecord, bandwidth: float) -> float | None:
+    """Tokens/s that a memory bandwidth (bytes/s) allows when the cache is still short."""
+    read = footprint.bytes_per_token({tensor.name: tensor.nbytes for tensor in target.tensors})
+    return footprint.decode_ceiling(bandwidth, read) if read else None
+
+
 def verdict_sentence(manifest: Manifest) -> str:
     counts = Counter(target.verdict for target in manifest.targets)
     words: dict[Verdict, str] = {
@@ -115,7 +139,7 @@ def moment(created: str) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Of a file, in decimal units as shops and file managers write them."""
+    """Of a file, in decimal units, as the Hub and shops write it."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
@@ -136,7 +160,7 @@ def number(value: float | None, digits: int, error: float | None = None) -> str:
 def percent(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "–"
-    return f"{value:.1%}" if error is None else f"{value * 100:.1f} ± {error * 100:.1f} %"
+    return f"{value:.1%}" if error is None else f"{value * 100:.1f} ± {error * 100:.1f}%"
 
 
 def rate(value: float | None) -> str:
@@ -144,6 +168,10 @@ def rate(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def signed_percent(value: float) -> str:
+    return f"{value:+.1%}".replace("-", "−")
 
 
 def times(value: float | None) -> str:

@@ -12,6 +12,7 @@ from quantkit import footprint
 from quantkit.manifest import Manifest, TargetRecord
 from quantkit.report import figures, plots
 
+_DESKTOP = 50e9  # bytes/s: two channels of DDR4-3200, near enough
 _BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
 
@@ -21,7 +22,7 @@ def render(manifest: Manifest) -> str:
     environment.filters |= {
         "size": figures.size, "memory": figures.memory, "count": figures.count, "number": figures.number,
         "percent": figures.percent, "rate": figures.rate, "times": figures.times, "value": figures.any_value,
-        "limits": figures.limits, "moment": figures.moment,
+        "limits": figures.limits, "moment": figures.moment, "signed_percent": figures.signed_percent,
     }  # fmt: skip
     environment.tests["web"] = lambda text: isinstance(text, str) and text.startswith(("https://", "http://"))
     template = environment.from_string(resources.files("quantkit.report").joinpath("report.html.j2").read_text("utf-8"))
@@ -38,9 +39,20 @@ def render(manifest: Manifest) -> str:
         fallbacks={target.name: figures.fallbacks(target) for target in manifest.targets},
         types={target.name: figures.type_counts(target) for target in manifest.targets},
         worst_memory_error=max((abs(r.total / r.measured - 1) for r in measured if r.measured), default=None),
+        answers=figures.answers(manifest),
+        ceilings=_ceilings(manifest),
         drawings=_drawings(manifest),
         maps={target.name: _layer_map(target) for target in manifest.targets},
     )
+
+
+def _ceilings(manifest: Manifest) -> list[tuple[float, list[tuple[str, float]]]]:
+    """[(bandwidth, [(type, tokens/s)])]: a common desktop's, and this machine's where it was measured."""
+    bandwidths = [_DESKTOP, *([manifest.machine.bandwidth] if manifest.machine.bandwidth else [])]
+    return [
+        (width, [(t.type, most) for t in manifest.targets if (most := figures.ceiling(t, width)) is not None])
+        for width in bandwidths
+    ]
 
 
 def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
@@ -48,7 +60,7 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
     targets = manifest.targets
     drawings = []
     points = [
-        (target.type, target.nbytes / 1e6, f.kld, f.kld_error or 0.0, target.verdict == "pass")
+        (target.type, target.nbytes, f.kld, f.kld_error or 0.0, target.verdict == "pass")
         for target in targets
         if (f := figures.figures(target)).kld is not None
     ]
@@ -64,9 +76,7 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
     if lines:
         usable = {size: size - footprint.OS_RESERVE / footprint.GiB for size in footprint.MACHINES}
         svg = plots.memory_against_context(lines, usable)
-        drawings.append(
-            ("Memory by context", "Lines are predicted, signs measured. Dotted: what a machine leaves a model.", svg)
-        )
+        drawings.append(("Memory by context", "Lines are predicted, signs measured. Dotted: room on a machine.", svg))
     for name, key in (("Prefill", "prefill"), ("Decode", "decode")):
         bars = _bars(targets, key)
         if bars:

@@ -14,6 +14,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 28, 40
+GUTTER = 46  # on the right, for the names of lines
 SERIES = 4  # colours that the page defines; series beyond them take turns
 
 
@@ -46,22 +47,23 @@ def linear(greatest: float, start: float, end: float, steps: int = 4) -> Axis:
     return Axis(0, count * step, start, end, ticks=tuple(step * n for n in range(count + 1)))
 
 
-def size_against_divergence(points: Sequence[tuple[str, float, float, float, bool]], limit: float | None) -> str:
-    """A point per artefact: (label, MB, mean KLD, its standard error, passed); the limit as a dashed line."""
-    x = linear(max(point[1] for point in points), LEFT, WIDTH - RIGHT)
+def size_against_divergence(points: Sequence[tuple[str, int, float, float, bool]], limit: float | None) -> str:
+    """A point per artefact: (label, bytes, mean KLD, its standard error, passed); the limit as a dotted line."""
+    unit, scale = ("GB", 1e9) if max(point[1] for point in points) >= 1e9 else ("MB", 1e6)
+    x = linear(max(point[1] for point in points) / scale, LEFT, WIDTH - RIGHT)
     y = linear(max([point[2] + point[3] for point in points] + [limit or 0.0]), HEIGHT - BOTTOM, TOP)
-    marks = [_frame(x, y, "size, MB", "mean KLD, nats")]
+    marks = [_frame(x, y, f"size, {unit}", "mean KLD, nats")]
     if limit is not None:
-        marks.append(_rule(y.at(limit), f"limit {limit:g}"))
+        marks.append(_rule(y.at(limit)) + _text(WIDTH - RIGHT, y.at(limit) - 4, f"limit {limit:g}", "end", "t"))
+    spots = [(x.at(size / scale), y.at(kld)) for _, size, kld, _, _ in points]
     for n, (label, size, kld, error, passed) in enumerate(points):
-        across, up = x.at(size), y.at(kld)
-        whisker = (
-            f'<path class="w s{n % SERIES}" d="M{across:.1f} {y.at(kld + error):.1f}V{y.at(max(0, kld - error)):.1f}"/>'
+        across, up = spots[n]
+        span = f"M{across:.1f} {y.at(kld + error):.1f}V{y.at(max(0, kld - error)):.1f}"
+        said = f"{label}: {size / scale:.2f} {unit}, mean KLD {kld:.4f} ± {error:.4f}"
+        marks.append(
+            f'<g><title>{escape(said)}</title><path class="w s{n % SERIES}" d="{span}"/>'
+            f"{_sign(across, up, n, hollow=not passed)}{_label(label, n, spots)}</g>"
         )
-        anchor = "end" if across > WIDTH * 0.6 else "start"
-        text = _text(across + (-9 if anchor == "end" else 9), up + 4, label, anchor, "l")
-        said = f"{label}: {size:.1f} MB, mean KLD {kld:.4f} ± {error:.4f}"
-        marks.append(f"<g><title>{escape(said)}</title>{whisker}{_sign(across, up, n, hollow=not passed)}{text}</g>")
     return _svg(marks, "Size of each artefact against its mean KL divergence from the original")
 
 
@@ -81,10 +83,13 @@ def memory_against_context(
     y = Axis(powers[0], powers[-1], HEIGHT - BOTTOM, TOP, True, powers)
     contexts = sorted({context for context, _, _ in rows})
     shown = contexts[:: max(1, -(-len(contexts) // 6))]
-    x = Axis(contexts[0], contexts[-1], LEFT + 8, WIDTH - RIGHT - 8, True, tuple(map(float, shown)))
-    marks = [_frame(x, y, "context, tokens", "memory, GiB", tokens=True)]
+    x = Axis(contexts[0], contexts[-1], LEFT + 8, WIDTH - GUTTER - 8, True, tuple(map(float, shown)))
+    marks = [_frame(x, y, "context, tokens", "memory, GiB", right=GUTTER, tokens=True)]
     lines = [(size, usable) for size, usable in machines.items() if y.low <= usable <= enough]
-    marks += [_rule(y.at(usable), f"{size} GB machine") for size, usable in lines]
+    marks += [
+        _rule(y.at(usable), right=GUTTER) + _text(WIDTH - 2, y.at(usable) + 4, f"{size} GB", "end", "t")
+        for size, usable in lines
+    ]
     for n, (label, line) in enumerate(series):
         path = "L".join(f"{x.at(context):.1f} {y.at(total / 2**30):.1f}" for context, total, _ in line)
         marks.append(f'<path class="p s{n % SERIES} d{n % SERIES}" d="M{path}"><title>{escape(label)}</title></path>')
@@ -134,14 +139,14 @@ def layer_map(errors: Mapping[tuple[str, int], float]) -> str:
     return _svg(marks, "Relative error of each tensor by kind and block", height=height)
 
 
-def _frame(x: Axis, y: Axis, across: str, up: str, *, tokens: bool = False) -> str:
-    grid = "".join(f'<path class="g" d="M{LEFT} {y.at(tick):.1f}H{WIDTH - RIGHT}"/>' for tick in y.ticks)
+def _frame(x: Axis, y: Axis, across: str, up: str, *, right: int = RIGHT, tokens: bool = False) -> str:
+    grid = "".join(f'<path class="g" d="M{LEFT} {y.at(tick):.1f}H{WIDTH - right}"/>' for tick in y.ticks)
     rows = "".join(_text(LEFT - 6, y.at(tick) + 4, f"{tick:g}", "end", "t") for tick in y.ticks)
     said = [_tokens(tick) if tokens else f"{tick:g}" for tick in x.ticks]
     columns = "".join(
         _text(x.at(tick), HEIGHT - BOTTOM + 16, text, "middle", "t") for tick, text in zip(x.ticks, said, strict=True)
     )
-    title = _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, across, "middle", "t")
+    title = _text((LEFT + WIDTH - right) / 2, HEIGHT - 6, across, "middle", "t")
     return f"{grid}{rows}{columns}{title}{_text(2, 10, up, 'start', 't')}"
 
 
@@ -149,9 +154,20 @@ def _tokens(count: float) -> str:
     return f"{count / 1024:g}k" if count >= 1024 and count % 1024 == 0 else f"{count:g}"
 
 
-def _rule(height: float, label: str) -> str:
-    line = f'<path class="r" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>'
-    return line + _text(WIDTH - RIGHT, height - 4, label, "end", "t")
+def _rule(height: float, *, right: int = RIGHT) -> str:
+    return f'<path class="r" d="M{LEFT} {height:.1f}H{WIDTH - right}"/>'
+
+
+def _label(text: str, n: int, spots: Sequence[tuple[float, float]]) -> str:
+    """The n-th spot's label: right of it, left of it or above it, where neither a spot nor the edge is near."""
+    x, y = spots[n]
+    need = 7.5 * len(text) + 18
+    beside = [other - x for k, (other, up) in enumerate(spots) if k != n and abs(up - y) < 16]
+    if x + need < WIDTH and not any(0 <= gap < need for gap in beside):
+        return _text(x + 9, y + 4, text, "start", "l")
+    if x - need > LEFT and not any(-need < gap <= 0 for gap in beside):
+        return _text(x - 9, y + 4, text, "end", "l")
+    return _text(min(max(x, need / 2), WIDTH - need / 2), y - 10, text, "middle", "l")
 
 
 def _sign(x: float, y: float, n: int, *, hollow: bool = False) -> str:

@@ -44,17 +44,23 @@ def draw(manifest: Manifest, console: Console) -> None:
     """Print the table: drawn in a terminal wide enough, lines of head and value elsewhere, so that nothing wraps."""
     if not console.is_terminal or console.width < 120:
         console.print(plain(manifest), markup=False, highlight=False, soft_wrap=True)
-        return
+    else:
+        console.print(_table(manifest))
+    labels = sorted({target.baseline_label for target in manifest.targets if target.baseline_label})
+    if labels:
+        console.print(
+            f"× is against {', '.join(labels)} in the same run", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _table(manifest: Manifest) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in _HEADS:
         table.add_column(head, justify="left" if head in ("file", "verdict") else "right", overflow="fold")
     for target in manifest.targets:
         *row, verdict = (_literal(cell) for cell in cells(target))
         table.add_row(*row, f"[{_COLOURS[target.verdict]}]{verdict}[/]")
-    console.print(table)
-    labels = {target.baseline_label for target in manifest.targets if target.baseline_label}
-    if labels:
-        console.print(f"× is against {_literal(', '.join(sorted(labels)))} in the same run", style="dim")
+    return table
 
 
 def plain(manifest: Manifest) -> str:

@@ -233,6 +233,7 @@ def sample(
             memory_bytes=24 << 30,
             platform="Linux-x86_64",
             python="3.11.0",
+            bandwidth=45.7e9,
             versions={"numpy": "0.0.0", "llama-cpp-python": "0.0.0"},
         ),
         text={"name": "builtin:python-docs", "sha256": "ef" * 32},

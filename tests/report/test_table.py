@@ -26,7 +26,8 @@ def test_a_log_gets_lines_that_do_not_wrap() -> None:
     lines = drawn(width=20).splitlines()
     assert "perplexity ratio  1.0182" in lines
     assert "verdict           ✓ pass" in lines
-    assert len(lines) == 2 * 10 + 1
+    assert len(lines) == 2 * 10 + 2
+    assert lines[-1] == "× is against F16 of the same source in the same run"
 
 
 def test_brackets_in_names_are_no_markup() -> None:
