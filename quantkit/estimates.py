@@ -19,8 +19,6 @@ FLOPS_OF_THE_WALK = 20e9
 FLOPS_OF_THE_ENGINE = 15e9
 BYTES_PER_SECOND_OF_DECODE = 5e9
 
-MICRO_BATCH = 4
-
 
 def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int) -> Needs:
     """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
@@ -31,8 +29,12 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
     ]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
     disk = snapshot.download_bytes + sum(files)
+    if recipe.calibration is not None:
+        sequences = recipe.calibration.tokens // recipe.calibration.length
+        steps.append(sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, threads).values()))
+        seconds += 2.0 * snapshot.parameters() * recipe.calibration.tokens / (FLOPS_OF_THE_WALK * threads)
     if recipe.checks is not None:
-        steps += _check_memory(recipe.checks, snapshot, targets, baseline)
+        steps += _check_memory(recipe.checks, snapshot, targets, baseline, threads)
         disk += _file_bytes(baseline) + _reference_bytes(recipe.checks, snapshot)
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
     return Needs(download=snapshot.download_bytes, disk=disk, memory=max(steps), seconds=seconds)
@@ -46,9 +48,11 @@ def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
     return 4 * checks.perplexity.chunks * CHUNK * int(snapshot.config["hidden_size"])
 
 
-def _check_memory(checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan) -> Iterator[int]:
+def _check_memory(
+    checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int
+) -> Iterator[int]:
     config = snapshot.config
-    yield sum(footprint.walk_memory(config, checks.perplexity.chunks, CHUNK, MICRO_BATCH).values())
+    yield sum(footprint.walk_memory(config, checks.perplexity.chunks, CHUNK, threads).values())
     head = 4 * int(config["vocab_size"]) * (int(config["hidden_size"]) + 4 * CHUNK)
     isa = machine.instruction_sets()
     for target in (*targets, baseline):

@@ -58,7 +58,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         if options.force:
             workspace.empty(work)
         snapshot = source.fetch(snapshot, progress)
-        weighed = observe(document.recipe, made, snapshot, work, progress)
+        weighed = observe(document.recipe, made, snapshot, work, options.workers, progress)
         artefacts = [make(plan, document, snapshot, weighed, work, options, progress) for plan in made.targets]
         text, records = examine(artefacts, made, document, snapshot, work, options, progress)
         manifest = sealing.seal(document, made, snapshot, records, text, work)
@@ -91,7 +91,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options) -> Plan:
     )
 
 
-def observe(recipe: Recipe, made: Plan, snapshot: Snapshot, work: Path, progress: Progress) -> Mapping[str, F32]:
+def observe(recipe: Recipe, made: Plan, snapshot: Snapshot, work: Path, workers: int, progress: Progress) -> Mapping[str, F32]:
     """Importance of every matrix's columns, when a target to be made wants it; kept in `work` for a later run."""
     wanted = {target.name for target in recipe.targets if target.imatrix} & {plan.name for plan in made.targets}
     if not wanted or recipe.calibration is None:
@@ -104,7 +104,7 @@ def observe(recipe: Recipe, made: Plan, snapshot: Snapshot, work: Path, progress
         assert snapshot.tokenizer is not None
         length, tokens = recipe.calibration.length, recipe.calibration.tokens
         cut = corpus.cut(text.path, snapshot.tokenizer, chunks=tokens // length, length=length, name=text.name)
-        found = importance.measure(snapshot.config, snapshot.weights, cut.tokens, progress)
+        found = importance.measure(snapshot.config, snapshot.weights, cut.tokens, threads=workers, progress=progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **found)
         workspace.remember(path, made_from)
@@ -151,7 +151,9 @@ def examine(
             gates = recipe.gates(target)
             assert gates is not None
             records.append(
-                verification.verify(artefact, plan, target, gates, reference, original, snapshot, recipe.prompts, workers, progress)
+                verification.verify(
+                    artefact, plan, target, gates, reference, original, snapshot, recipe.prompts, workers, progress
+                )
             )
     return {"name": text.name, "sha256": text.sha256}, records
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from quantkit.formats.gguf import layout
-from quantkit.manifest import Manifest, RecipeRecord, SourceRecord, TargetRecord
+from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord, TargetRecord
 from quantkit.planning import Plan
 from quantkit.recipe_file import Document
 from quantkit.report import card, html, machine
@@ -27,7 +27,7 @@ def seal(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=RecipeRecord(name=document.name, digest=document.recipe.whole_digest(), text=document.text),
         source=_source(plan, snapshot),
-        machine=machine.describe(),
+        machine=_machine(targets),
         text=text,
         targets=list(targets),
         published=[target.folder for target in document.recipe.publish] if passed(targets) else [],
@@ -51,6 +51,14 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "README.md": card.card(manifest),
         "Modelfile": card.modelfile(manifest),
     }
+
+
+def _machine(targets: Sequence[TargetRecord]) -> MachineRecord:
+    """This machine; with its memory bandwidth, where a speed was measured that it explains."""
+    here = machine.describe()
+    if any(target.speed for target in targets):
+        return here.model_copy(update={"bandwidth": machine.bandwidth()})
+    return here
 
 
 def _source(plan: Plan, snapshot: Snapshot) -> SourceRecord:

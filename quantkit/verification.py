@@ -64,11 +64,15 @@ def verify(
     progress: Progress,
 ) -> TargetRecord:
     """Every check of one artefact, and what it measured."""
-    sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(snapshot), progress=progress)
+
+    def named(what: str, done: float, total: float) -> None:
+        progress(f"{what} {plan.name}", done, total)
+
+    sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(snapshot), progress=named)
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(artefact, plan, snapshot, (sound,), errors)
-    scores = _score(artefact.path, reference, snapshot, threads, progress)
-    quick, ours, theirs = _time(artefact.path, target, gates.latency, original, snapshot, threads, progress)
+    scores = _score(artefact.path, reference, snapshot, threads, named)
+    quick, ours, theirs = _time(artefact.path, target, gates.latency, original, snapshot, threads, named)
     results = (
         sound,
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),

@@ -12,10 +12,12 @@ from quantkit import walk
 from quantkit.values import F32, Progress, Weights
 
 
-def measure(config: Mapping[str, Any], weights: Weights, sequences: NDArray[np.int32], progress: Progress) -> dict[str, F32]:
+def measure(
+    config: Mapping[str, Any], weights: Weights, sequences: NDArray[np.int32], *, threads: int, progress: Progress
+) -> dict[str, F32]:
     """HF weight name -> mean square of each input column, float32 (width,), over token `sequences` (n, length).
 
-    On one thread: the sums decide codes, and sums in torch follow the number of threads.
+    The sums decide codes: like the walk's own, they are the same whatever the number of threads.
     """
     squares: dict[str, NDArray[np.float64]] = {}
     rows: dict[str, int] = {}
@@ -27,5 +29,5 @@ def measure(config: Mapping[str, Any], weights: Weights, sequences: NDArray[np.i
     def advance(_: str, done: float, total: float) -> None:
         progress("calibrate", done, total)
 
-    walk.walk(config, weights, sequences, threads=1, observe=observe, progress=advance)
+    walk.walk(config, weights, sequences, threads=threads, observe=observe, progress=advance)
     return {name: (squares[name] / rows[name]).astype(np.float32) for name in squares}
