@@ -62,9 +62,11 @@ def plan(
     work_dir: str | Path = "build",
 ) -> Plan:
     """What `convert` would make, tensor by tensor, and what it would need; no weight is read."""
-    from quantkit import pipeline
+    from quantkit import pipeline, source
 
-    return pipeline.plan(_document(recipe_or_source, format, type, None, True), _options(only, threads, False, work_dir))
+    document = _document(recipe_or_source, format, type, None, True)
+    snapshot = source.describe(document.recipe.source)
+    return pipeline.make_plan(document, snapshot, _options(only, threads, False, work_dir))
 
 
 def _document(given: str | Path, format: str, type: str | None, out: str | Path | None, checks: bool) -> Document:

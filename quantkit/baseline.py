@@ -6,7 +6,7 @@ compared on a cut: the first two layers of the original as F16 and of the origin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from quantkit import arch, footprint
 from quantkit.checks import samples
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
+from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.recipe import GgufTarget
 from quantkit.report import machine
-from quantkit.values import F32, Progress, Snapshot, TensorInfo, Weights
+from quantkit.values import F32, Snapshot, TensorInfo, Weights
 
 TARGET = GgufTarget(format="gguf", type="F16")
 CUT_LAYERS = 2
@@ -55,8 +56,8 @@ class FirstLayers:
 
 def plan(snapshot: Snapshot) -> TargetPlan:
     """The baseline of this model: whole where it fits, else a cut."""
-    whole = _plan(snapshot, TARGET, "baseline-F16")
-    return whole if fits(whole, snapshot) else _plan(first_layers(snapshot), TARGET, "baseline-F16")
+    whole = _plan(snapshot, TARGET)
+    return whole if fits(whole, snapshot) else _plan(first_layers(snapshot), TARGET)
 
 
 def fits(whole: TargetPlan, snapshot: Snapshot, *, memory: int | None = None, disk: int | None = None) -> bool:
@@ -76,50 +77,48 @@ def first_layers(snapshot: Snapshot, layers: int = CUT_LAYERS) -> Snapshot:
 
 
 @contextmanager
-def made(snapshot: Snapshot, prompts: Sequence[str], work: Path, threads: int, progress: Progress) -> Iterator[Baseline]:
+def made(job: Job) -> Iterator[Baseline]:
     """The baseline, while the block runs."""
-    whole = _plan(snapshot, TARGET, "baseline-F16")
-    cut = not fits(whole, snapshot)
-    path = _write(first_layers(snapshot) if cut else snapshot, TARGET, "baseline-F16", work, threads, progress)
+    cut = not fits(_plan(job.snapshot, TARGET), job.snapshot)
+    path = _write(job, TARGET, cut)
     try:
         if cut:
             label = f"F16 of the first {CUT_LAYERS} layers, beside the same layers as this type: the whole does not fit here"
-            yield Baseline(path, label, True, (NO_ANSWER,) * len(prompts))
+            yield Baseline(path, label, True, (NO_ANSWER,) * len(job.recipe.prompts))
         else:
-            yield Baseline(path, "F16 of the same weights", False, answers(path, snapshot, prompts, threads))
+            yield Baseline(path, "F16 of the same weights", False, answers(job, path))
     finally:
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def counterpart(
-    artefact: Path, target: GgufTarget, baseline: Baseline, snapshot: Snapshot, work: Path, threads: int, progress: Progress
-) -> Iterator[Path]:
+def counterpart(job: Job, target: GgufTarget, artefact: Path, original: Baseline) -> Iterator[Path]:
     """What to time against the baseline: the artefact itself, or a file of its type cut as the baseline is."""
-    if not baseline.cut:
+    if not original.cut:
         yield artefact
         return
-    path = _write(first_layers(snapshot), target, f"cut-{target.type}", work, threads, progress)
+    path = _write(job, target, True)
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
 
 
-def answers(path: Path, snapshot: Snapshot, prompts: Sequence[str], threads: int) -> tuple[str, ...]:
-    """Greedy answers of the file at `path`, through the chat template."""
-    assert snapshot.tokenizer is not None
-    runner = llama_cpp.open_runner(path, context=ANSWER_CONTEXT, threads=threads)
+def answers(job: Job, path: Path) -> tuple[str, ...]:
+    """Greedy answers to the recipe's prompts by the file at `path`, through the chat template."""
+    assert job.snapshot.tokenizer is not None
+    runner = llama_cpp.open_runner(path, context=ANSWER_CONTEXT, threads=job.threads)
     try:
-        return tuple(samples.answer(runner, snapshot.tokenizer, prompts, ANSWER_TOKENS))
+        return tuple(samples.answer(runner, job.snapshot.tokenizer, job.recipe.prompts, ANSWER_TOKENS))
     finally:
         runner.close()
 
 
-def _plan(snapshot: Snapshot, target: GgufTarget, name: str) -> TargetPlan:
-    return replace(layout.plan(target, "", snapshot, name), name=name, file=f"{name}.gguf")
+def _plan(snapshot: Snapshot, target: GgufTarget) -> TargetPlan:
+    return replace(layout.plan(target, "", snapshot, "baseline"), file=f"baseline-{target.type}.gguf")
 
 
-def _write(snapshot: Snapshot, target: GgufTarget, name: str, work: Path, threads: int, progress: Progress) -> Path:
-    planned = _plan(snapshot, target, name)
-    return writer.write(planned, target, snapshot, work, importance={}, threads=threads, progress=progress).path
+def _write(job: Job, target: GgufTarget, cut: bool) -> Path:
+    snapshot = first_layers(job.snapshot) if cut else job.snapshot
+    planned, progress = _plan(snapshot, target), job.labelled("(baseline)").progress
+    return writer.write(planned, snapshot, job.work, importance={}, threads=job.threads, progress=progress).path

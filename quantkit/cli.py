@@ -16,6 +16,7 @@ from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
 from quantkit.progress import shown
 from quantkit.recipe_file import Document
+from quantkit.source import describe
 from quantkit.version import __version__
 
 app = typer.Typer(
@@ -84,7 +85,8 @@ def plan(
 ) -> None:
     """Say what a run would make and need, tensor by tensor, before any weight is read."""
     document = _document(recipe_path, source, format, type, None, True)
-    made = pipeline.plan(document, Options(work_dir=work_dir, only=tuple(only or ())))
+    options = Options(work_dir=work_dir, only=tuple(only or ()))
+    made = pipeline.make_plan(document, describe(document.recipe.source), options)
     if as_json:
         _print(made.as_json())
     else:

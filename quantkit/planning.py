@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from quantkit.errors import InputError, ResourceError, UnresolvedError
+from quantkit.recipe import GgufTarget
 from quantkit.values import Row
 
 
@@ -17,14 +18,16 @@ from quantkit.values import Row
 class TargetPlan:
     """One artefact to be. `nbytes` is the size of the file to the byte, or None when its metadata is not known yet."""
 
-    name: str
-    format: str
-    type: str
+    target: GgufTarget
     file: str
     digest: str  # of the recipe's values that determine the bytes
     rows: tuple[Row, ...]
     nbytes: int | None
     bits_per_weight: float  # of the tensors alone
+
+    @property
+    def name(self) -> str:
+        return self.target.name
 
     @property
     def fallbacks(self) -> tuple[Row, ...]:
@@ -64,10 +67,13 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `quantkit plan --json`; each row says whether it is a fallback."""
-        document = asdict(self)
-        for target, plain in zip(self.targets, document["targets"], strict=True):
-            plain["rows"] = [asdict(row) | {"fallback": row.fallback} for row in target.rows]
-        return document
+        return asdict(replace(self, targets=())) | {"targets": [_as_json(target) for target in self.targets]}
+
+
+def _as_json(plan: TargetPlan) -> dict[str, Any]:
+    rows = [asdict(row) | {"fallback": row.fallback} for row in plan.rows]
+    sizes = {"file": plan.file, "nbytes": plan.nbytes, "bits_per_weight": plan.bits_per_weight}
+    return {"name": plan.name, **plan.target.model_dump(), **sizes, "digest": plan.digest, "rows": rows}
 
 
 def bits_per_weight(rows: Iterable[Row]) -> float:

@@ -52,8 +52,8 @@ def _show_target(console: Console, target: TargetPlan) -> None:
     console.print(listing, highlight=False)
     if target.fallbacks:
         console.print(
-            f"{len(target.fallbacks)} of {len(target.rows)} tensors cannot have the type that {target.type} wants (yellow); "
-            "strict: true makes that an error",
+            f"{len(target.fallbacks)} of {len(target.rows)} tensors cannot have the type that {target.target.type} wants "
+            "(yellow); strict: true makes that an error",
             highlight=False,
         )
 

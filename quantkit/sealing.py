@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from datetime import UTC, datetime
-from pathlib import Path
 
 from quantkit.formats.gguf import layout
-from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord, TargetRecord
+from quantkit.job import Job
+from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
 from quantkit.recipe_file import Document
 from quantkit.report import card, html, machine
 from quantkit.values import Snapshot
+from quantkit.verification import Results
 from quantkit.version import __version__
 from quantkit.workspace import replacing
 
 FLOATS = {"F32", "F16", "BF16"}
 
 
-def seal(
-    document: Document, plan: Plan, snapshot: Snapshot, targets: Sequence[TargetRecord], text: dict[str, str], work: Path
-) -> Manifest:
-    """Write manifest.json, report.html, README.md, Modelfile and the licence's files into `work`; return the manifest."""
+def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest:
+    """Write manifest.json, report.html, README.md, Modelfile and the licence's files into the build folder."""
     manifest = Manifest(
         quantkit=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=RecipeRecord(name=document.name, digest=document.recipe.whole_digest(), text=document.text),
-        source=_source(plan, snapshot),
-        machine=_machine(targets),
-        text=text,
-        targets=list(targets),
-        published=[target.folder for target in document.recipe.publish] if passed(targets) else [],
+        source=_source(plan, job.snapshot),
+        machine=_machine(results),
+        text=dict(results.text),
+        targets=list(results.targets),
     )
-    for name, content in documents(manifest, snapshot).items():
-        with replacing(work / name) as temporary:
+    if passed(manifest):
+        manifest = manifest.model_copy(update={"published": [target.folder for target in document.recipe.publish]})
+    for name, content in documents(manifest, job.snapshot).items():
+        with replacing(job.work / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return manifest
 
 
-def passed(targets: Sequence[TargetRecord]) -> bool:
-    return all(target.verdict in ("pass", "unchecked") for target in targets)
+def passed(manifest: Manifest) -> bool:
+    return manifest.verdict in ("pass", "unchecked")
 
 
 def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
     """What lies beside the artefacts: file name -> text."""
-    return {
+    found = {
         **snapshot.licence.files,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
         "Modelfile": card.modelfile(manifest),
     }
+    digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
+    digests |= {target.file: target.sha256 for target in manifest.targets}
+    return found | {"SHA256SUMS": card.sha256sums(digests)}
 
 
-def _machine(targets: Sequence[TargetRecord]) -> MachineRecord:
+def _machine(results: Results) -> MachineRecord:
     """This machine; with its memory bandwidth, where a speed was measured that it explains."""
     here = machine.describe()
-    if any(target.speed for target in targets):
+    if any(target.speed for target in results.targets):
         return here.model_copy(update={"bandwidth": machine.bandwidth()})
     return here
 

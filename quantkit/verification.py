@@ -18,11 +18,13 @@ from quantkit.checks.scoring import Scores
 from quantkit.codecs import gguf_names
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
+from quantkit.job import Job
 from quantkit.manifest import CheckRecord, MemoryRecord, SampleRecord, SpeedRecord, TargetRecord, TensorRecord, Verdict
 from quantkit.planning import TargetPlan
-from quantkit.recipe import Checks, GgufTarget, Latency
+from quantkit.recipe import Latency
 from quantkit.report import machine
-from quantkit.values import F32, Artefact, CheckResult, Progress, Row, Snapshot, Speed
+from quantkit.source import text
+from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
 
 CHUNK = 512  # tokens; llama-perplexity's
 
@@ -35,96 +37,95 @@ class Reference:
     hidden: F32
 
 
-def make_reference(
-    snapshot: Snapshot, text: Path, name: str, gates: Checks, work: Path, threads: int, progress: Progress
-) -> Reference:
-    """Walk the original over the evaluation text; kept in `work` and found there again by a later run."""
+@dataclass(frozen=True, slots=True)
+class Results:
+    """text: name and sha256 of the evaluation text, empty when nothing was checked."""
+
+    text: Mapping[str, str]
+    targets: tuple[TargetRecord, ...]
+
+
+def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact]) -> Results:
+    """The record of every artefact: checked against the original, unless the recipe wants no checks."""
+    pairs = tuple(zip(plans, artefacts, strict=True))
+    if job.recipe.checks is None:
+        return Results({}, tuple(_recorded(job, plan, artefact, (), {}) for plan, artefact in pairs))
+    given = text.fetch(job.recipe.checks.perplexity.text, job.work)
+    reference = make_reference(job, given, job.recipe.checks.perplexity.chunks)
+    with baseline.made(job) as original:
+        records = tuple(verify(job.labelled(plan.name), plan, artefact, reference, original) for plan, artefact in pairs)
+    return Results({"name": given.name, "sha256": given.sha256}, records)
+
+
+def make_reference(job: Job, given: text.Text, chunks: int) -> Reference:
+    """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
+    snapshot = job.snapshot
     assert snapshot.tokenizer is not None
-    cut = corpus.cut(text, snapshot.tokenizer, chunks=gates.perplexity.chunks, length=CHUNK, name=name)
-    path = work / "reference.npy"
+    cut = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK, name=given.name)
+    path = job.work / "reference.npy"
     made_from = workspace.key(source=layout.source_digest(snapshot), tokens=cut.tokens.tobytes().hex())
     if workspace.recall(path, made_from) is None:
-        hidden = walk.walk(snapshot.config, snapshot.weights, cut.tokens, threads=threads, progress=progress)
+        hidden = walk.walk(snapshot.config, snapshot.weights, cut.tokens, threads=job.threads, progress=job.progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, hidden)
         workspace.remember(path, made_from)
     return Reference(cut, np.load(path))
 
 
-def verify(
-    artefact: Artefact,
-    plan: TargetPlan,
-    target: GgufTarget,
-    gates: Checks,
-    reference: Reference,
-    original: Baseline,
-    snapshot: Snapshot,
-    prompts: Sequence[str],
-    threads: int,
-    progress: Progress,
-) -> TargetRecord:
+def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, original: Baseline) -> TargetRecord:
     """Every check of one artefact, and what it measured."""
-
-    def named(what: str, done: float, total: float) -> None:
-        progress(f"{what} {plan.name}", done, total)
-
-    sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(snapshot), progress=named)
+    gates = job.recipe.gates(plan.target)
+    assert gates is not None
+    sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(job.snapshot), progress=job.progress)
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
-        return _recorded(artefact, plan, snapshot, (sound,), errors)
-    scores = _score(artefact.path, reference, snapshot, threads, named)
-    quick, ours, theirs = _time(artefact.path, target, gates.latency, original, snapshot, threads, named)
+        return _recorded(job, plan, artefact, (sound,), errors)
+    scores = _score(job, artefact.path, reference)
+    quick, ours, theirs = _time(job, plan, artefact.path, gates.latency, original)
     results = (
         sound,
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
         divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
         quick,
     )
-    answers = baseline.answers(artefact.path, snapshot, prompts, threads)
-    asked = zip(prompts, original.answers, answers, strict=True)
+    answers = baseline.answers(job, artefact.path)
+    asked = zip(job.recipe.prompts, original.answers, answers, strict=True)
     measured = {} if original.cut else {_context(gates.latency): ours.peak_rss_bytes}
-    return _recorded(artefact, plan, snapshot, results, errors).model_copy(
+    return _recorded(job, plan, artefact, results, errors).model_copy(
         update={
             "speed": SpeedRecord.model_validate(asdict(ours)),
             "baseline": SpeedRecord.model_validate(asdict(theirs)),
             "baseline_label": original.label,
-            "memory": _memory(artefact, snapshot, measured),
+            "memory": _memory(artefact, job.snapshot, measured),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
 
 
-def _score(path: Path, reference: Reference, snapshot: Snapshot, threads: int, progress: Progress) -> Scores:
+def _score(job: Job, path: Path, reference: Reference) -> Scores:
     """The artefact in its engine on the evaluation text, against the reference."""
-    head = walk.head(snapshot.config, snapshot.weights, threads=threads)
-    runner = llama_cpp.open_runner(path, context=CHUNK, threads=threads)
+    head = walk.head(job.snapshot.config, job.snapshot.weights, threads=job.threads)
+    runner = llama_cpp.open_runner(path, context=CHUNK, threads=job.threads)
     try:
-        return scoring.score(runner, reference.corpus.tokens, reference.hidden, head, progress)
+        return scoring.score(runner, reference.corpus.tokens, reference.hidden, head, job.progress)
     finally:
         runner.close()
 
 
-def _time(
-    path: Path, target: GgufTarget, pace: Latency, original: Baseline, snapshot: Snapshot, threads: int, progress: Progress
-) -> tuple[CheckResult, Speed, Speed]:
+def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Baseline) -> tuple[CheckResult, Speed, Speed]:
     """The latency check, and the medians of the artefact and of the baseline."""
-    measure = partial(llama_cpp.measure, threads=threads, prompt=pace.prompt, decode=pace.decode, context=_context(pace))
+    measure = partial(llama_cpp.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode, context=_context(pace))
     gate = pace.min_decode_ratio
-    with baseline.counterpart(path, target, original, snapshot, path.parent, threads, progress) as timed:
-        return latency.check(measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=progress)
-
-
-def unverified(artefact: Artefact, plan: TargetPlan, snapshot: Snapshot) -> TargetRecord:
-    """The record of an artefact that the recipe does not want checked."""
-    return _recorded(artefact, plan, snapshot, (), {})
+    with baseline.counterpart(job, plan.target, path, original) as timed:
+        return latency.check(measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=job.progress)
 
 
 def _recorded(
-    artefact: Artefact, plan: TargetPlan, snapshot: Snapshot, results: Sequence[CheckResult], errors: Mapping[str, float]
+    job: Job, plan: TargetPlan, artefact: Artefact, results: Sequence[CheckResult], errors: Mapping[str, float]
 ) -> TargetRecord:
     return TargetRecord(
-        name=artefact.target,
-        format=plan.format,
-        type=plan.type,
+        name=plan.name,
+        format=plan.target.format,
+        type=plan.target.type,
         file=artefact.path.name,
         nbytes=artefact.nbytes,
         sha256=artefact.sha256,
@@ -137,7 +138,7 @@ def _recorded(
         speed=None,
         baseline=None,
         baseline_label=None,
-        memory=_memory(artefact, snapshot, {}),
+        memory=_memory(artefact, job.snapshot, {}),
         samples=[],
     )
 

@@ -10,7 +10,9 @@ import pytest
 
 def quantkit(*arguments, **environment):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
-    return subprocess.run([sys.executable, "-m", "quantkit", *map(str, arguments)], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "quantkit", *map(str, arguments)], capture_output=True, text=True, env=env, check=False
+    )
 
 
 def test_schema_is_one_json_document():

@@ -92,7 +92,9 @@ def test_without_a_recipe(pico, tmp_path):
 
 
 def test_imatrix_changes_the_codes_and_repeats_itself(pico, tmp_path):
-    text = "source: {}\ntargets:\n  - {{format: gguf, type: Q4_K_M, imatrix: true}}\nchecks: false\ncalibration: {{tokens: 1024}}\n"
+    text = (
+        "source: {}\ntargets: [{{format: gguf, type: Q4_K_M, imatrix: true}}]\nchecks: false\ncalibration: {{tokens: 1024}}\n"
+    )
     path = tmp_path / "pico.yaml"
     path.write_text(text.format(pico("llama")))
     one = quantkit.convert(path, work_dir=tmp_path / "a", threads=1).targets[0]
@@ -159,7 +161,7 @@ def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, h
     assert (tmp_path / "build").glob(f"*/{manifest.targets[0].file}")
 
 
-def test_the_baseline_is_cut_where_the_whole_does_not_fit(pico, recipe, tmp_path, monkeypatch):
+def test_the_baseline_is_cut_where_the_whole_does_not_fit(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("quantkit.baseline.fits", lambda *_, **__: False)
     document = recipe_file.read(recipe())
     manifest = pipeline.convert(document, Options(work_dir=tmp_path / "build", only=("Q8_0",)))

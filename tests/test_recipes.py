@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import pipeline, recipe_file
+from quantkit import pipeline, recipe_file, source
 from quantkit.pipeline import Options
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -41,7 +41,8 @@ def test_is_planned_without_a_network(path, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     shutil.copy(CONFIGS / f"{path.stem}.json", folder / "config.json")
-    plan = pipeline.plan(recipe_file.read(path).with_source(str(folder)), Options(work_dir=tmp_path / "build"))
+    document = recipe_file.read(path).with_source(str(folder))
+    plan = pipeline.make_plan(document, source.describe(str(folder)), Options(work_dir=tmp_path / "build"))
     assert plan.reconstructed
     assert any("reconstructed" in note for note in plan.notes)
     assert [missing.kind for missing in plan.missing if missing.kind == "weights"]

@@ -13,7 +13,7 @@ from quantkit.errors import ResourceError
 
 def test_a_second_run_says_so_and_stops(tmp_path):
     with workspace.locked(tmp_path / "w"):
-        code = "import sys; from pathlib import Path; from quantkit import workspace\nwith workspace.locked(Path(sys.argv[1])): pass"
+        code = "import sys, pathlib; from quantkit import workspace\nwith workspace.locked(pathlib.Path(sys.argv[1])): pass"
         second = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w")], capture_output=True, text=True, check=False)
     assert second.returncode != 0
     assert f"another run is at work here (process {os.getpid()})" in second.stderr
@@ -27,20 +27,24 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
         assert not list(tmp_path.glob("*.partial"))
 
 
+def write_half(path, error):
+    with workspace.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
 def test_a_failure_leaves_the_old_file_and_no_new_one(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), workspace.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, KeyboardInterrupt())
     assert path.read_text() == "old"
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_full_disk_is_a_resource_error(tmp_path):
-    with pytest.raises(ResourceError, match="the disk is full"), workspace.replacing(tmp_path / "file") as temporary:
-        temporary.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ResourceError, match="the disk is full"):
+        write_half(tmp_path / "file", OSError(errno.ENOSPC, "No space left on device"))
     assert not list(tmp_path.iterdir())
 
 

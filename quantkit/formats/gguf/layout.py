@@ -33,9 +33,7 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     arch.verify(architecture, snapshot.config, snapshot.weights.infos)
     rows = _rows(target, snapshot, architecture)
     return TargetPlan(
-        name=target.name,
-        format=target.format,
-        type=target.type,
+        target=target,
         file=naming.file_name(model, snapshot.parameters(), target.type),
         digest=digest,
         rows=rows,

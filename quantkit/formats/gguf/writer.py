@@ -19,7 +19,6 @@ from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan, count
-from quantkit.recipe import GgufTarget
 from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
@@ -28,7 +27,6 @@ LOOKAHEAD_BYTES = 16 << 20  # of packed tensors: small ones are encoded ahead, s
 
 def write(
     plan: TargetPlan,
-    target: GgufTarget,
     snapshot: Snapshot,
     folder: Path,
     *,
@@ -44,7 +42,7 @@ def write(
     path = folder / plan.file
     started = time.perf_counter()
     memory.reset_peak()
-    pairs = layout.metadata(target, plan.digest, snapshot)
+    pairs = layout.metadata(plan.target, plan.digest, snapshot)
     with workspace.replacing(path) as temporary, ThreadPoolExecutor(threads) as pool:
         writer = layout.open_writer(temporary, pairs, plan.rows, arch.find(snapshot.config).gguf)
         try:

@@ -24,7 +24,7 @@ def write(checkpoint, kind, folder, threads=2, importance=None):
     target = GgufTarget(format="gguf", type=kind)
     snapshot = source.fetch(source.describe(str(checkpoint)), silent)
     plan = layout.plan(target, "0" * 64, snapshot, "pico")
-    return plan, writer.write(plan, target, snapshot, folder, importance=importance or {}, threads=threads, progress=silent)
+    return plan, writer.write(plan, snapshot, folder, importance=importance or {}, threads=threads, progress=silent)
 
 
 @pytest.mark.parametrize("kind", GGUF_TYPES)

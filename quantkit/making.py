@@ -1,0 +1,60 @@
+"""From a fetched checkpoint to artefacts: each step is kept in the build folder and found there again by a later run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from quantkit import workspace
+from quantkit.calibration import corpus, importance
+from quantkit.formats.gguf import layout, writer
+from quantkit.job import Job
+from quantkit.planning import TargetPlan
+from quantkit.source import text
+from quantkit.values import F32, Artefact
+from quantkit.version import __version__
+
+
+def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
+    """HF tensor name -> importance of its columns, float32 (width,); empty when no planned target wants it."""
+    calibration = job.recipe.calibration
+    if calibration is None or not any(plan.target.imatrix for plan in plans):
+        return {}
+    assert job.snapshot.tokenizer is not None
+    given = text.fetch(calibration.text, job.work)
+    path = job.work / "importance.npz"
+    made_from = workspace.key(
+        source=layout.source_digest(job.snapshot), text=given.sha256, quantkit=__version__, **calibration.model_dump()
+    )
+    if workspace.recall(path, made_from) is None:
+        length = calibration.length
+        cut = corpus.cut(
+            given.path, job.snapshot.tokenizer, chunks=calibration.tokens // length, length=length, name=given.name
+        )
+        found = importance.measure(
+            job.snapshot.config, job.snapshot.weights, cut.tokens, threads=job.threads, progress=job.progress
+        )
+        with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **found)
+        workspace.remember(path, made_from)
+    return dict(np.load(path))
+
+
+def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
+    """The planned file, or the same one of an earlier run."""
+    weighed = observed if plan.target.imatrix else {}
+    made_from = workspace.key(
+        recipe=plan.digest,
+        source=layout.source_digest(job.snapshot),
+        quantkit=__version__,
+        importance={name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in weighed.items()},
+    )
+    path = job.work / plan.file
+    kept = workspace.recall(path, made_from)
+    if kept is not None:
+        return Artefact(plan.name, path, kept["nbytes"], kept["sha256"], plan.rows, **kept["facts"])
+    artefact = writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
+    workspace.remember(path, made_from, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
+    return artefact
