@@ -16,7 +16,7 @@ from quantkit.values import F32, CheckResult, Progress, Row
 SourceRows = Callable[[Row, int, int], F32]
 """source_rows(row, start, stop): the source's rows, (stop - start, width), ordered as in the artefact; axes merged."""
 
-_SLAB = 1 << 21  # weights decoded at once: 8 MB as float32, and gguf-py needs several copies
+_SLAB = 1 << 19  # weights decoded at once: 2 MB as float32, and gguf-py needs several copies
 _UNQUANTISED = {"F64": 1e-12, "F32": 1e-6, "F16": 2e-3, "BF16": 8e-3}  # four times the rounding of a weight
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,11 @@ def test_a_measurement_runs_in_a_process_of_its_own(model: tuple[Path, Any], tmp
     assert 10 << 20 < speed.peak_rss_bytes < 300 << 20, "the child's own peak, not that of this process with torch"
     with pytest.raises(UnresolvedError, match="no such file"):
         llama_cpp.measure(tmp_path / "none.gguf", threads=1, prompt=32, decode=8, context=64)
+
+
+def test_without_the_engine_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    llama_cpp._library.cache_clear()
+    assert llama_cpp.available() is None
+    with pytest.raises(UnresolvedError, match=r"pip install 'quantkit-pipeline\[llama\]'"):
+        llama_cpp.open_runner(tmp_path / "any.gguf", context=64, threads=1)
