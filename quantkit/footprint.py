@@ -19,6 +19,7 @@ GiB = 1 << 30
 
 UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens
 LLAMA_CPP_PROCESS = 46 * MiB  # Python, NumPy and llama.cpp's libraries; after loading, thread stacks and the graph
+TORCH_PROCESS = 380 * MiB  # Python with torch and a transformers model class
 TOKENIZER_BYTES = 347  # per vocabulary entry, its merge included; measured at 49,152 and 128,256 entries
 
 MACHINES = (8, 12, 16, 24, 32, 64)  # GiB
@@ -212,22 +213,41 @@ def conversion_memory(
 
 
 def walk_memory(
-    config: Mapping[str, Any], sequences: int, length: int, micro_batch: int, *, process: int = 400 * MiB
+    config: Mapping[str, Any], sequences: int, length: int, micro_batch: int, *, threads: int = 1
 ) -> dict[str, int]:
     """Peak RAM of the block-by-block walk, by term (their sum is the estimate), float32 throughout.
 
-    `process` is Python with torch and transformers. Hidden states are held twice: what a block reads and what it wrote.
+    The last norm works on all hidden states at once and holds five copies of them; of the embedding a slab is read at a
+    time and the rows that the tokens meet are kept; every thread has a micro-batch of its own. Measured on 4 layers of
+    two widths, 4 to 64 sequences of 512, one and two threads: 1 % too low to 14 % too high.
     """
     d = dimensions(config)
     attention = d.hidden * d.head_dim * (2 * d.heads + 2 * d.kv_heads)
+    states = 4 * sequences * length * d.hidden
     tokens = micro_batch * length
     return {
-        "process": process,
+        "process": TORCH_PROCESS,
+        "embedding": min(64 * MiB, 4 * d.vocabulary * d.hidden) + 4 * min(sequences * length, d.vocabulary) * d.hidden,
         "one block": 4 * (attention + 3 * d.hidden * d.intermediate),
-        "embedding": 4 * d.vocabulary * d.hidden,
-        "hidden states": 2 * 4 * sequences * length * d.hidden,
-        "activations": 4 * tokens * (4 * d.hidden + 3 * d.intermediate),
-        "attention scores": 4 * tokens * length * d.heads,
+        "hidden states": 5 * states,
+        "activations": threads * 4 * tokens * (4 * d.hidden + 3 * d.intermediate),
+        "attention scores": threads * 4 * tokens * length * d.heads,
+    }
+
+
+def head_memory(config: Mapping[str, Any], sequences: int, length: int) -> dict[str, int]:
+    """Peak RAM of turning the walk's hidden states into logits, one sequence at a time, by term.
+
+    A head up to 1 GiB is kept, a larger one read in slabs; logits are held twice. Measured after a walk in the same
+    process, whose freed memory stays with it in part: 17 % too low to 7 % too high.
+    """
+    d = dimensions(config)
+    head = 4 * d.vocabulary * d.hidden
+    return {
+        "process": TORCH_PROCESS,
+        "hidden states": 4 * sequences * length * d.hidden,
+        "head": head if head <= GiB else 64 * MiB,
+        "logits": 2 * 4 * length * d.vocabulary,
     }
 
 

@@ -119,6 +119,9 @@ def test_estimates_name_their_terms() -> None:
     walk = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
     assert walk["one block"] == 4 * (576 * 64 * 24 + 3 * 576 * 1536)
     assert sum(walk.values()) < footprint.GiB
+    two = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1, threads=2)
+    assert sum(two.values()) - sum(walk.values()) == walk["activations"] + walk["attention scores"]
+    assert footprint.head_memory(MISTRAL, 16, 512)["head"] == 512 * footprint.MiB
 
 
 _CHILD = """
