@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from quantkit.kernels.halves import TINY
+from quantkit.kernels.halves import TINY, from_half
 from quantkit.kernels.jit import kernel
 
 BLOCK = 32
 CANDIDATES = 28  # rows of the scratch table that `search` wants: trials * phases
+_FLAT = np.float32(1e-6)  # a variance below this part of the squares is rounding: all codes are one
+_COARSE = np.float32(3e-5)  # a subnormal half: steps of 2^-24, 0.2 % of this and more of anything less
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
@@ -58,7 +60,7 @@ def weight_sums(x, weight, low):
 def search(x, weight, low, high, weights, values, top, ceiling, trials, phases, table):
     """Scale > 0 and offset <= ceiling that minimise sum of weight * (x - scale * code - offset)^2 over 32 weights.
 
-    Tries `trials` steps from (top - 1) to (top + 1) codes over the range, each at `phases` starts within one code, solves the
+    Tries `trials` steps from (top - 2) to (top + 0.9) codes over the range, each at `phases` starts within one code, solves the
     weighted least squares of each set of codes in closed form, and lets the best one settle by rounding and solving again
     twice. ggml's make_qkx2_quants and make_qkx3_quants try 16 to 37 steps at a single start and do not settle.
 
@@ -74,7 +76,7 @@ def search(x, weight, low, high, weights, values, top, ceiling, trials, phases, 
     for phase in range(phases):
         shift = min(np.float32(phase) / np.float32(phases) * spread / top, ceiling - low)
         for trial in range(trials):
-            steps = top - _ONE + _TWO * np.float32(trial) / np.float32(trials - 1)
+            steps = top - _TWO + np.float32(2.9) * np.float32(trial) / np.float32(trials - 1)
             codes, squares, products = code_sums(x, weight, low + shift, steps * inverse, top)
             table[0, count] = codes
             table[1, count] = squares
@@ -119,5 +121,31 @@ def solve(codes, squares, products, weights, mean, ceiling, spare):
     scale = (products - offset * codes) / squares if bound else scale
     gain = scale * (_TWO * products - scale * squares) + offset * (_TWO * (mean * weights - scale * codes) - offset * weights)
     gain += (spare * spare - mean * mean) * weights
-    usable = (variance > _ZERO) & (scale > _ZERO) & (gain > _ZERO)
+    usable = (variance > _FLAT * squares) & (scale > _ZERO) & (gain > _ZERO)
     return np.float32(gain if usable else _ZERO), scale, offset
+
+
+@kernel
+def rounding_error(x, weight, scale, offset, least, greatest):
+    """Weighted squared error of 32 weights under x ~ scale * code + offset with the nearest codes within least..greatest."""
+    inverse = _ONE / scale if scale != _ZERO else _ZERO
+    error = _ZERO
+    for i in range(BLOCK):
+        y = x[i] - offset
+        miss = y - scale * np.rint(min(max(y * inverse, least), greatest))
+        error += weight[i] * miss * miss
+    return error
+
+
+@kernel
+def storable_scale(x, weight, scale, offset, least, greatest):
+    """The scale, or where halves near it are coarse, that of the two halves around it which leaves the lesser error."""
+    if abs(scale) > _COARSE:
+        return scale
+    low_bits = np.int32(abs(scale) * np.float32(16777216))
+    low = from_half(low_bits)
+    high = from_half(np.int32(low_bits + 1))
+    if scale < _ZERO:
+        low, high = -low, -high
+    low_error = rounding_error(x, weight, low, offset, least, greatest)
+    return low if low_error < rounding_error(x, weight, high, offset, least, greatest) else high

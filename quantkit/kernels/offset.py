@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from quantkit.kernels.affine import BLOCK, extremes, search, weight_sums
-from quantkit.kernels.halves import TINY, covering_half, from_half, to_half
+from quantkit.kernels.affine import BLOCK, extremes, search, storable_scale, weight_sums
+from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
 from quantkit.kernels.symmetric import mean_square, weigh
@@ -33,17 +33,17 @@ def plain_fit(x, low, inverse):
 def store_fit(scales, lows, spreads, top, halves):
     """Turn scales and offsets into halves (uint16) and in place into what rounding needs: stored offset, inverse of stored scale.
 
-    A block without spread gets the half below its value as offset and the rest as scale, with code 1: 22 bits of its value.
+    A block without spread gets the half nearest its value as offset and the rest as scale, with code 1: 22 bits of its value.
     """
     for block in range(scales.size):
         flat = not spreads[block] > TINY
         offset_bits = to_half(lows[block])
         offset = from_half(offset_bits)
         rest = lows[block] - offset
-        scale_bits = to_half(abs(rest)) if flat else covering_half(scales[block], top + np.float32(0.5), spreads[block])
-        halves[0, block] = np.uint16(scale_bits | 0x8000 if flat & (rest < _ZERO) else scale_bits)
+        scale_bits = to_half(rest if flat else scales[block])
+        scale = from_half(scale_bits)
+        halves[0, block] = np.uint16(scale_bits)
         halves[1, block] = np.uint16(offset_bits)
-        scale = from_half(np.int32(halves[0, block]))
         scales[block] = _ONE / scale if scale != _ZERO else _ZERO
         lows[block] = offset
 
@@ -70,6 +70,7 @@ def encode(rows, importance, top, trials, phases, out):
     halves = np.empty((2, rows.shape[1]), np.uint16)
     table = np.empty((4, 64), np.float32)
     weight = np.empty(BLOCK, np.float32)
+    ones = np.ones(BLOCK, np.float32)
     quants = np.empty(BLOCK, np.uint8)
     words = quants.view(np.uint64)
     fifths = out.shape[2] > 10
@@ -86,14 +87,16 @@ def encode(rows, importance, top, trials, phases, out):
                 high = low + spreads[block]
                 weigh(x, importance[block], variance, weight)
                 weights, values = weight_sums(x, weight, low)
-                scales[block], lows[block] = search(
-                    x, weight, low, high, weights, values, top, high, trials, phases, table
-                )
+                scale, offset = search(x, weight, low, high, weights, values, top, high, trials, phases, table)
+                lows[block] = offset
+                scales[block] = storable_scale(x, weight, scale, from_half(to_half(offset)), _ZERO, top)
         else:
             for block in range(lows.size):
                 scales[block] = top / spreads[block] if spreads[block] > TINY else _ZERO
             for block in range(lows.size):
-                scales[block], lows[block] = plain_fit(rows[row, block], lows[block], scales[block])
+                scale, offset = plain_fit(rows[row, block], lows[block], scales[block])
+                lows[block] = offset
+                scales[block] = storable_scale(rows[row, block], ones, scale, from_half(to_half(offset)), _ZERO, top)
         store_fit(scales, lows, spreads, top, halves)
         for block in range(lows.size):
             out[row, block, 0] = halves[0, block]
