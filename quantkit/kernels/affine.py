@@ -138,6 +138,15 @@ def rounding_error(x, weight, scale, offset, least, greatest):
 
 
 @kernel
+def any_coarse(scales):
+    """Whether any scale of a row is so small that `storable_scale` has a say; a quick look that spares ordinary rows the calls."""
+    coarse = 0
+    for block in range(scales.size):
+        coarse += 1 if abs(scales[block]) < _COARSE else 0
+    return coarse > 0
+
+
+@kernel
 def storable_scale(x, weight, scale, offset, least, greatest):
     """The scale, or where halves near it are coarse, that of the two halves around it which leaves the lesser error."""
     if abs(scale) > _COARSE:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quantkit.kernels.affine import BLOCK, storable_scale
+from quantkit.kernels.affine import BLOCK, any_coarse, storable_scale
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes, store_word
@@ -134,8 +134,10 @@ def encode(rows, importance, reach, out):
             for block in range(peaks.size):
                 scales[block] = -reach / peaks[block] if abs(peaks[block]) > TINY else _ZERO
             for block in range(peaks.size):
-                scale = plain_scale(rows[row, block], scales[block], reach)
-                scales[block] = storable_scale(rows[row, block], ones, scale, _ZERO, -reach, reach - _ONE)
+                scales[block] = plain_scale(rows[row, block], scales[block], reach)
+            if any_coarse(scales):
+                for block in range(peaks.size):
+                    scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach - _ONE)
         store_scales(scales, halves)
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
@@ -160,8 +162,10 @@ def encode_bytes(rows, out):
     for row in range(rows.shape[0]):
         find_peaks(bits[row], peaks)
         for block in range(peaks.size):
-            scale = abs(peaks[block]) * (_ONE / reach) if abs(peaks[block]) > TINY else _ZERO
-            scales[block] = storable_scale(rows[row, block], ones, scale, _ZERO, -reach, reach)
+            scales[block] = abs(peaks[block]) * (_ONE / reach) if abs(peaks[block]) > TINY else _ZERO
+        if any_coarse(scales):
+            for block in range(peaks.size):
+                scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach)
         store_scales(scales, halves)
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
