@@ -28,7 +28,9 @@ def plain_sums(x, low, inverse):
 
 @kernel
 def plain_fit(codes, squares, products, values, scales, lows):
-    """Least-squares scales and offsets from `plain_sums` at `lows`, per block; scale 0 and the mean where all codes are one."""
+    """Least-squares scales and offsets from `plain_sums` at `lows`, per block; scale 0 and the mean where all codes
+    are one.
+    """
     count = np.float32(BLOCK)
     for block in range(scales.size):
         determinant = count * squares[block] - codes[block] * codes[block]
@@ -62,9 +64,10 @@ def round_codes(x, low, inverse, top, quants):
 def encode(rows, importance, top, trials, phases, out):
     """Q4_1 (top 15) or Q5_1 (top 31) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 10 or 12).
 
-    importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then scale and offset
-    are refitted to these by least squares: the squared error falls. With it, the weights are ggml's, importance * sqrt(mean x^2 of
-    the row + x^2), and `affine.search` takes the place of make_qkx3_quants (MIT), which also confines the offset to <= 0.
+    importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then
+    scale and offset are refitted to these by least squares: the squared error falls. With it, the weights are
+    ggml's, importance * sqrt(mean x^2 of the row + x^2), and `affine.search` takes the place of make_qkx3_quants
+    (MIT), which also confines the offset to <= 0.
     """
     bits = rows.view(np.int32)
     lows = np.empty(rows.shape[1], np.float32)

@@ -55,11 +55,14 @@ def weighted_sums(x, weight, inverse, reach):
 
 @kernel
 def weighted_scale(x, weight, peak, reach):
-    """The scale of least weighted error among fifteen that put the peak at -(reach + 0.9) to -(reach - 1.9), settled twice.
+    """The scale of least weighted error among fifteen that put the peak at -(reach + 0.9) to -(reach - 1.9), settled
+    twice.
 
     The plain one comes first and wins ties: on a constant block all fit alike, and its half is the one ggml stores.
     """
     best = scale = _ZERO
+    if abs(peak) < TINY:
+        return scale
     for trial in range(_TRIALS):
         steps = reach + np.float32(0.9) - np.float32(0.2) * np.float32(trial)
         products, squares = weighted_sums(x, weight, -steps / peak, reach)
@@ -109,9 +112,10 @@ def store_scales(scales, halves):
 def encode(rows, importance, reach, out):
     """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
 
-    importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted by least
-    squares to the codes it gives: the squared error falls. With it, the weights are ggml's, importance * sqrt(mean x^2 of the row
-    + x^2), and the search is `weighted_scale` in place of make_qx_quants (MIT), which tries nineteen scales and settles none.
+    importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted
+    by least squares to the codes it gives: the squared error falls. With it, the weights are ggml's, importance *
+    sqrt(mean x^2 of the row + x^2), and the search is `weighted_scale` in place of make_qx_quants (MIT), which tries
+    nineteen scales and settles none.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
@@ -128,7 +132,7 @@ def encode(rows, importance, reach, out):
             variance = mean_square(rows[row])
             for block in range(peaks.size):
                 weigh(rows[row, block], importance[block], variance, weight)
-                scale = weighted_scale(rows[row, block], weight, peaks[block], reach) if abs(peaks[block]) > TINY else _ZERO
+                scale = weighted_scale(rows[row, block], weight, peaks[block], reach)
                 scales[block] = storable_scale(rows[row, block], weight, scale, _ZERO, -reach, reach - _ONE)
         else:
             for block in range(peaks.size):
@@ -149,7 +153,8 @@ def encode(rows, importance, reach, out):
 def encode_bytes(rows, out):
     """Q8_0 of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 17): a half, then 32 int8 codes.
 
-    The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the unrounded quotient.
+    The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the
+    unrounded quotient.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)

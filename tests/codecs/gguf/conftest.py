@@ -13,7 +13,13 @@ class Ggml:
         library = ctypes.CDLL(str(path))
         self._quantize = library.ggml_quantize_chunk
         self._quantize.restype = ctypes.c_size_t
-        self._quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+        self._quantize.argtypes = [
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            *[ctypes.c_int64] * 3,
+            ctypes.c_void_p,
+        ]
         self._validate = library.ggml_validate_row_data
         self._validate.restype = ctypes.c_bool
         self._validate.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]

@@ -32,7 +32,7 @@ def q6_k(x, importance):
     return x * x if importance is None else np.broadcast_to(importance, x.shape)
 
 
-def unweighted(x, importance):
+def unweighted(x, _):
     return np.ones_like(x)
 
 
