@@ -18,7 +18,8 @@ def check_rows(name: str, rows: F32, block: int) -> F32:
         )
     if rows.shape[1] % block:
         raise ValueError(
-            f"{name}: a width of {rows.shape[1]} is not a multiple of its block of {block}; choose a type with a smaller block"
+            f"{name}: a width of {rows.shape[1]} is not a multiple of its block of {block}; "
+            "choose a type with a smaller block"
         )
     return rows if rows.flags.writeable else rows.copy()  # numba would compile every kernel again for read-only arrays
 
@@ -37,7 +38,8 @@ def check_importance(name: str, importance: F32 | None, width: int) -> F32:
     mean = importance.mean(dtype=np.float64)
     if mean == 0:
         return np.empty(0, np.float32)
-    return np.maximum(importance / mean, FLOOR).astype(np.float32)
+    relative: F32 = np.maximum(importance / mean, FLOOR).astype(np.float32)
+    return relative
 
 
 def cut(name: str, rows: F32, importance: F32 | None, *shape: int) -> tuple[F32, F32]:
@@ -63,8 +65,8 @@ def as_blocks(name: str, data: U8, block_bytes: int) -> U8:
     """Encoded rows (n, row bytes) as contiguous uint8 (n, blocks, block_bytes). ValueError if that does not divide."""
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] % block_bytes:
         raise ValueError(
-            f"{name}: expected uint8 rows of a multiple of {block_bytes} bytes, got {data.dtype} {data.shape}; the tensor's type or "
-            "shape is not what its bytes are"
+            f"{name}: expected uint8 rows of a multiple of {block_bytes} bytes, got {data.dtype} {data.shape}; "
+            "the tensor's type or shape is not what its bytes are"
         )
     blocks = data.reshape(data.shape[0], data.shape[1] // block_bytes, block_bytes)
     return np.require(blocks, requirements=["C", "W"])

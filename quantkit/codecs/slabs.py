@@ -12,7 +12,9 @@ SLAB = 1 << 19  # weights: 2 MB of float32, a few milliseconds of work, and the 
 
 
 def encode_rows(codec: Codec, rows: F32, importance: F32 | None = None, threads: int = 1) -> U8:
-    """Encode float32 rows (n, width) to uint8 (n, row bytes). The bytes do not depend on `threads`: rows stand alone."""
+    """Encode float32 rows (n, width) to uint8 (n, row bytes). The bytes do not depend on `threads`: rows stand
+    alone.
+    """
     out = np.empty((rows.shape[0], codec.row_bytes(rows.shape[1])), np.uint8)
     height = max(1, SLAB // max(1, rows.shape[1]))
 

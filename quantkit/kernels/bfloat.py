@@ -7,7 +7,9 @@ from quantkit.kernels.jit import kernel
 
 @kernel
 def encode(rows, out):
-    """Nearest bfloat16 (ties to even) of float32 rows (n, width), as uint16 bits; beyond the range the largest, never infinity."""
+    """Nearest bfloat16 (ties to even) of float32 rows (n, width), as uint16 bits; beyond the range the largest,
+    never infinity.
+    """
     bits = rows.view(np.int32)
     for row in range(rows.shape[0]):
         for i in range(rows.shape[1]):

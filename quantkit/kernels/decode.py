@@ -9,8 +9,8 @@ from quantkit.kernels.jit import kernel
 def nibbles(data, scales, offsets, fifths, out):
     """Q4_0, Q4_1, Q5_0, Q5_1: out = scale * code + offset, where a signed type's offset is -8 or -16 times its scale.
 
-    data: uint8 (n, blocks, bytes) from the fifth bits on (4 bytes, if `fifths`), then 16 of nibbles; scales, offsets: float32
-    (n, blocks); out: float32 (n, blocks, 2, 16).
+    data: uint8 (n, blocks, bytes) from the fifth bits on (4 bytes, if `fifths`), then 16 of nibbles; scales,
+    offsets: float32 (n, blocks); out: float32 (n, blocks, 2, 16).
     """
     first = 4 if fifths else 0
     for row in range(data.shape[0]):
@@ -38,8 +38,9 @@ def signed_bytes(data, scales, out):
 
 @kernel
 def affine_superblock(data, steps, minimum_steps, out):
-    """Q4_K and Q5_K: uint8 data (n, blocks, 140 or 172) after the two halves, which come as float32 (n, blocks); float32 out
-    (n, blocks, 8, 32)."""
+    """Q4_K and Q5_K: uint8 data (n, blocks, 140 or 172) after the two halves, which come as float32 (n, blocks);
+    float32 out (n, blocks, 8, 32).
+    """
     fifths = data.shape[2] > 140
     first = 44 if fifths else 12
     for row in range(data.shape[0]):

@@ -9,7 +9,9 @@ _INFINITY = np.int32(0x7F800000)
 
 @kernel
 def first_nonfinite_row(rows):
-    """Index of the first row of float32 rows (n, width) that holds NaN or infinity; -1 if none. Reads at memory speed."""
+    """Index of the first row of float32 rows (n, width) that holds NaN or infinity; -1 if none. Reads at memory
+    speed.
+    """
     bits = rows.view(np.int32)
     for row in range(rows.shape[0]):
         greatest = np.int32(0)

@@ -1,4 +1,6 @@
-"""IEEE half precision by integer arithmetic, without branches so that loops over scales vectorise (numba has no float16 on CPUs)."""
+"""IEEE half precision by integer arithmetic, without branches so that loops over scales vectorise (numba has no
+float16 on CPUs).
+"""
 
 import numpy as np
 
@@ -37,7 +39,8 @@ def near_half(value):
 
 @kernel
 def covering_half(value, reach, peak):
-    """Bits (int32) of the half nearest `value`, one step away from zero where `reach` of it would not cover `peak`; 0 for 0.
+    """Bits (int32) of the half nearest `value`, one step away from zero where `reach` of it would not cover `peak`; 0
+    for 0.
 
     Tiny scales are subnormal halves: rounding one down could cut a quarter off the largest weights.
     """

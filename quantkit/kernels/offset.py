@@ -2,19 +2,19 @@
 
 import numpy as np
 
-from quantkit.kernels.affine import BLOCK, extremes, search, weight_sums
-from quantkit.kernels.halves import TINY, covering_half, from_half, to_half
+from quantkit.kernels.affine import BLOCK, any_coarse, extremes, search, storable_scale, weight_sums
+from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
-from quantkit.kernels.symmetric import mean_square, weigh
+from quantkit.kernels.symmetric import mean_square, store_scales, weigh
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
 
 @kernel
-def plain_fit(x, low, inverse):
-    """Least-squares scale and offset of the codes rint((x - low) * inverse); (0, low) where all codes are one."""
+def plain_sums(x, low, inverse):
+    """Sums of code, code^2, code * y and y for y = x - low and the codes rint(y * inverse)."""
     codes = squares = products = values = _ZERO
     for i in range(BLOCK):
         y = x[i] - low
@@ -23,28 +23,33 @@ def plain_fit(x, low, inverse):
         squares += code * code
         products += code * y
         values += y
-    count = np.float32(BLOCK)
-    determinant = count * squares - codes * codes
-    scale = (count * products - values * codes) / determinant if determinant > _ZERO else _ZERO
-    return scale, low + (values - scale * codes) / count
+    return codes, squares, products, values
 
 
 @kernel
-def store_fit(scales, lows, spreads, top, halves):
-    """Turn scales and offsets into halves (uint16) and in place into what rounding needs: stored offset, inverse of stored scale.
-
-    A block without spread gets the half below its value as offset and the rest as scale, with code 1: 22 bits of its value.
+def plain_fit(codes, squares, products, values, scales, lows):
+    """Least-squares scales and offsets from `plain_sums` at `lows`, per block; scale 0 and the mean where all codes
+    are one.
     """
+    count = np.float32(BLOCK)
     for block in range(scales.size):
-        flat = not spreads[block] > TINY
-        offset_bits = to_half(lows[block])
-        offset = from_half(offset_bits)
-        rest = lows[block] - offset
-        scale_bits = to_half(abs(rest)) if flat else covering_half(scales[block], top + np.float32(0.5), spreads[block])
-        halves[0, block] = np.uint16(scale_bits | 0x8000 if flat & (rest < _ZERO) else scale_bits)
-        halves[1, block] = np.uint16(offset_bits)
-        scale = from_half(np.int32(halves[0, block]))
-        scales[block] = _ONE / scale if scale != _ZERO else _ZERO
+        determinant = count * squares[block] - codes[block] * codes[block]
+        scale = (count * products[block] - values[block] * codes[block]) / determinant if determinant > _ZERO else _ZERO
+        scales[block] = scale
+        lows[block] += (values[block] - scale * codes[block]) / count
+
+
+@kernel
+def store_offsets(lows, spreads, scales, halves):
+    """Turn offsets into halves (uint16); in place, `lows` becomes what is stored.
+
+    A block without spread gets what the half leaves of its value as scale, for code 1: 22 bits of its value.
+    """
+    for block in range(lows.size):
+        bits = to_half(lows[block])
+        offset = from_half(bits)
+        halves[block] = np.uint16(bits)
+        scales[block] = scales[block] if spreads[block] > TINY else lows[block] - offset
         lows[block] = offset
 
 
@@ -59,17 +64,21 @@ def round_codes(x, low, inverse, top, quants):
 def encode(rows, importance, top, trials, phases, out):
     """Q4_1 (top 15) or Q5_1 (top 31) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 10 or 12).
 
-    importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then scale and offset
-    are refitted to these by least squares: the squared error falls. With it, the weights are ggml's, importance * sqrt(mean x^2 of
-    the row + x^2), and `affine.search` takes the place of make_qkx3_quants (MIT), which also confines the offset to <= 0.
+    importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then
+    scale and offset are refitted to these by least squares: the squared error falls. With it, the weights are
+    ggml's, importance * sqrt(mean x^2 of the row + x^2), and `affine.search` takes the place of make_qkx3_quants
+    (MIT), which also confines the offset to <= 0.
     """
     bits = rows.view(np.int32)
     lows = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
     spreads = np.empty(rows.shape[1], np.float32)
-    halves = np.empty((2, rows.shape[1]), np.uint16)
+    sums = np.empty((4, rows.shape[1]), np.float32)
+    scale_halves = np.empty(rows.shape[1], np.uint16)
+    offset_halves = np.empty(rows.shape[1], np.uint16)
     table = np.empty((4, 64), np.float32)
     weight = np.empty(BLOCK, np.float32)
+    ones = np.ones(BLOCK, np.float32)
     quants = np.empty(BLOCK, np.uint8)
     words = quants.view(np.uint64)
     fifths = out.shape[2] > 10
@@ -86,17 +95,25 @@ def encode(rows, importance, top, trials, phases, out):
                 high = low + spreads[block]
                 weigh(x, importance[block], variance, weight)
                 weights, values = weight_sums(x, weight, low)
-                scales[block], lows[block] = search(
-                    x, weight, low, high, weights, values, top, high, trials, phases, table
-                )
+                scale, offset = search(x, weight, low, high, weights, values, top, high, trials, phases, table)
+                lows[block] = offset
+                scales[block] = storable_scale(x, weight, scale, from_half(to_half(offset)), _ZERO, top)
         else:
             for block in range(lows.size):
                 scales[block] = top / spreads[block] if spreads[block] > TINY else _ZERO
             for block in range(lows.size):
-                scales[block], lows[block] = plain_fit(rows[row, block], lows[block], scales[block])
-        store_fit(scales, lows, spreads, top, halves)
+                sums[0, block], sums[1, block], sums[2, block], sums[3, block] = plain_sums(
+                    rows[row, block], lows[block], scales[block]
+                )
+            plain_fit(sums[0], sums[1], sums[2], sums[3], scales, lows)
+            if any_coarse(scales):
+                for block in range(lows.size):
+                    offset = from_half(to_half(lows[block]))
+                    scales[block] = storable_scale(rows[row, block], ones, scales[block], offset, _ZERO, top)
+        store_offsets(lows, spreads, scales, offset_halves)
+        store_scales(scales, scale_halves)
         for block in range(lows.size):
-            out[row, block, 0] = halves[0, block]
-            out[row, block, 1] = halves[1, block]
+            out[row, block, 0] = scale_halves[block]
+            out[row, block, 1] = offset_halves[block]
             round_codes(rows[row, block], lows[block], scales[block], top, quants)
             store_codes(words, fifths, out[row, block], 2)

@@ -24,8 +24,9 @@ def fifth_bits(word):
 
 @kernel
 def store_codes(words, fifths, target, at):
-    """32 byte-wide codes, given as four uint64, into uint16 target from `at`: four bytes of fifth bits if `fifths`, then 16 bytes
-    of which byte i holds code i in its low and code 16 + i in its high nibble."""
+    """32 byte-wide codes, given as four uint64, into uint16 target from `at`: four bytes of fifth bits if `fifths`,
+    then 16 bytes of which byte i holds code i in its low and code 16 + i in its high nibble.
+    """
     if fifths:
         target[at] = np.uint16(fifth_bits(words[0]) | (fifth_bits(words[1]) << np.uint64(8)))
         target[at + 1] = np.uint16(fifth_bits(words[2]) | (fifth_bits(words[3]) << np.uint64(8)))

@@ -40,7 +40,9 @@ def weigh_alone(x, weight):
 
 @kernel
 def common_step(values, weights):
-    """The step whose multiples 0..63 lie nearest the eight `values` >= 0, weighted; 16 tried, those that put the peak at 63 to 55.5."""
+    """The step whose multiples 0..63 lie nearest the eight `values` >= 0, weighted; 16 tried, those that put the
+    peak at 63 to 55.5.
+    """
     peak = _ZERO
     for j in range(values.size):
         peak = max(peak, values[j])
@@ -103,12 +105,13 @@ def choose_codes(x, weight, weights, scale, minimum, step, minimum_step, top):
 
 @kernel
 def encode(rows, importance, top, trials, phases, out):
-    """Q4_K (top 15) or Q5_K (top 31) bytes of float32 rows (n, width), width % 256 == 0, into uint8 out (n, row bytes).
+    """Q4_K (top 15) or Q5_K (top 31) bytes of float32 rows (n, super-blocks, 8, 32) into uint8 out (n, super-blocks,
+    bytes).
 
-    importance: float32 (width,) or of size 0. Minimises ggml's weighted error per block (`affine.search`), quantises the eight
-    scales and minima to common steps, then chooses their codes by the error left; ggml (make_qkx2_quants, make_qkx3_quants and
-    make_qp_quants, MIT) rounds them on their own. Layout: d, dmin (half), 12 bytes of packed 6-bit codes, Q5_K's 32 bytes of
-    fifth bits, 128 bytes of nibbles.
+    importance: float32 (super-blocks, 8, 32) or of size 0. Minimises ggml's weighted error per block
+    (`affine.search`), quantises the eight scales and minima to common steps, then chooses their codes by the error
+    left; ggml (make_qkx2_quants, make_qkx3_quants and make_qp_quants, MIT) rounds them on their own. Layout: d, dmin
+    (half), 12 bytes of packed 6-bit codes, Q5_K's 32 bytes of fifth bits, 128 bytes of nibbles.
     """
     bits = rows.view(np.int32)
     weight = np.empty((8, BLOCK), np.float32)
@@ -165,7 +168,9 @@ def round_codes(x, scale, minimum, top, quants):
 
 @kernel
 def pack_quants(quants, target):
-    """Codes (8, 32) from byte 16: 32 bytes of fifth bits (block j's in bit j; Q5_K only), then nibbles, two blocks in 32 bytes."""
+    """Codes (8, 32) from byte 16: 32 bytes of fifth bits (block j's in bit j; Q5_K only), then nibbles, two blocks
+    in 32 bytes.
+    """
     start = 16
     if target.size > 144:
         start = 48

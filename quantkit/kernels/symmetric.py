@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from quantkit.kernels.affine import BLOCK
-from quantkit.kernels.halves import TINY, covering_half, from_half
+from quantkit.kernels.affine import BLOCK, any_coarse, storable_scale
+from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes, store_word
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_TRIALS = 10
+_TRIALS = 15
 _MARGIN = np.float32(1.000001)  # a gain within rounding is none
 
 
@@ -55,13 +55,16 @@ def weighted_sums(x, weight, inverse, reach):
 
 @kernel
 def weighted_scale(x, weight, peak, reach):
-    """The scale of least weighted error among ten that put the peak at -(reach - 0.8) to -(reach + 1), settled twice.
+    """The scale of least weighted error among fifteen that put the peak at -(reach + 0.9) to -(reach - 1.9), settled
+    twice.
 
     The plain one comes first and wins ties: on a constant block all fit alike, and its half is the one ggml stores.
     """
     best = scale = _ZERO
+    if abs(peak) < TINY:
+        return scale
     for trial in range(_TRIALS):
-        steps = reach + np.float32(0.2) * np.float32((trial + 1) // 2 if trial % 2 else -(trial // 2))
+        steps = reach + np.float32(0.9) - np.float32(0.2) * np.float32(trial)
         products, squares = weighted_sums(x, weight, -steps / peak, reach)
         fitted = products / squares if squares > _ZERO else _ZERO
         better = fitted * products > best * _MARGIN
@@ -96,10 +99,10 @@ def find_peaks(bits, peaks):
 
 
 @kernel
-def store_scales(scales, peaks, reach, halves):
-    """Turn float32 scales into halves (uint16) in place: afterwards `scales` holds the inverse of what is stored, or 0."""
+def store_scales(scales, halves):
+    """Turn float32 scales into halves (uint16); in place, `scales` becomes the inverse of what is stored, or 0."""
     for block in range(scales.size):
-        bits = covering_half(scales[block], reach, abs(peaks[block]))
+        bits = to_half(scales[block])
         scale = from_half(bits)
         halves[block] = np.uint16(bits)
         scales[block] = _ONE / scale if scale != _ZERO else _ZERO
@@ -109,15 +112,17 @@ def store_scales(scales, peaks, reach, halves):
 def encode(rows, importance, reach, out):
     """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
 
-    importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted by least
-    squares to the codes it gives: the squared error falls. With it, the weights are ggml's, importance * sqrt(mean x^2 of the row
-    + x^2), and the search is `weighted_scale` in place of make_qx_quants (MIT), which tries nineteen scales and settles none.
+    importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted
+    by least squares to the codes it gives: the squared error falls. With it, the weights are ggml's, importance *
+    sqrt(mean x^2 of the row + x^2), and the search is `weighted_scale` in place of make_qx_quants (MIT), which tries
+    nineteen scales and settles none.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
     weight = np.empty(BLOCK, np.float32)
+    ones = np.ones(BLOCK, np.float32)
     quants = np.empty(BLOCK, np.uint8)
     words = quants.view(np.uint64)
     fifths = out.shape[2] > 9
@@ -127,15 +132,17 @@ def encode(rows, importance, reach, out):
             variance = mean_square(rows[row])
             for block in range(peaks.size):
                 weigh(rows[row, block], importance[block], variance, weight)
-                scales[block] = _ZERO
-                if abs(peaks[block]) > TINY:
-                    scales[block] = weighted_scale(rows[row, block], weight, peaks[block], reach)
+                scale = weighted_scale(rows[row, block], weight, peaks[block], reach)
+                scales[block] = storable_scale(rows[row, block], weight, scale, _ZERO, -reach, reach - _ONE)
         else:
             for block in range(peaks.size):
                 scales[block] = -reach / peaks[block] if abs(peaks[block]) > TINY else _ZERO
             for block in range(peaks.size):
                 scales[block] = plain_scale(rows[row, block], scales[block], reach)
-        store_scales(scales, peaks, reach + np.float32(0.5), halves)
+            if any_coarse(scales):
+                for block in range(peaks.size):
+                    scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach - _ONE)
+        store_scales(scales, halves)
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
             round_codes(rows[row, block], scales[block], reach, quants)
@@ -146,12 +153,14 @@ def encode(rows, importance, reach, out):
 def encode_bytes(rows, out):
     """Q8_0 of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 17): a half, then 32 int8 codes.
 
-    The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the unrounded quotient.
+    The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the
+    unrounded quotient.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
+    ones = np.ones(BLOCK, np.float32)
     codes = np.empty(BLOCK, np.uint8)
     words = codes.view(np.uint64)
     reach = np.float32(127)
@@ -159,7 +168,10 @@ def encode_bytes(rows, out):
         find_peaks(bits[row], peaks)
         for block in range(peaks.size):
             scales[block] = abs(peaks[block]) * (_ONE / reach) if abs(peaks[block]) > TINY else _ZERO
-        store_scales(scales, peaks, np.float32(127.5), halves)
+        if any_coarse(scales):
+            for block in range(peaks.size):
+                scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach)
+        store_scales(scales, halves)
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
             inverse = scales[block]

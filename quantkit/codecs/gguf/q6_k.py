@@ -14,9 +14,10 @@ from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q6_K", rows, importance, 16, 16)
+    blocks, weights = cut("Q6_K", rows, importance, 256)
+    in_lanes = np.ascontiguousarray(weights.reshape(-1, 16, 16).transpose(0, 2, 1)).reshape(weights.shape)
     out = np.empty((*blocks.shape[:2], 210), np.uint8)
-    superblock6.encode(blocks, weights, out)
+    superblock6.encode(blocks, in_lanes, out)
     return as_bytes(out)
 
 

@@ -1,0 +1,127 @@
+"""Weights per second of every GGUF encoder against ggml's own quantiser, in one run on this machine.
+
+Theirs is ggml_quantize_chunk in the libggml-base that llama-cpp-python carries, threaded as llama-quantize does it:
+each thread takes slabs of rows. Ours is codecs.slabs.encode_rows, with the kernels that
+tests/codecs/gguf/test_ggml_error.py holds to ggml's error. The two alternate; the ratio is the median over repeats
+of theirs / ours, clocks start on compiled kernels. The last line of stdout is one JSON object, the table goes to
+stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from quantkit.codecs.gguf import codecs
+from quantkit.codecs.slabs import SLAB, encode_rows
+from quantkit.values import F32, U8, Codec
+
+WIDTH = 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the GGUF encoders against ggml's.")
+    parser.add_argument(
+        "--quick", action="store_true", help="1 million weights and 3 repeats instead of 4 million and 7"
+    )
+    parser.add_argument("--types", nargs="*", help="only these types, e.g. Q4_K Q6_K")
+    options = parser.parse_args()
+    quantize = ggml_quantizer()
+    rows = weights((1 << 20 if options.quick else 1 << 22) // WIDTH)
+    importance = np.random.default_rng(1).chisquare(1, WIDTH).astype(np.float32) + np.float32(0.01)
+    names = options.types or [name for name in codecs() if name != "F32"]  # F32 is a copy
+    results = [
+        measure(codecs()[name], rows, given, threads, quantize, 3 if options.quick else 7)
+        for name in names
+        for threads in (1, 2)
+        for given in (None, importance)
+    ]
+    Console(stderr=True).print(drawn(results))
+    print(json.dumps({"bench": "kernels", "rows": results}))
+
+
+def weights(count: int) -> F32:
+    """Gaussian rows of standard deviation 0.02 with bfloat16's eight bits, as checkpoints hold them."""
+    rows = (0.02 * np.random.default_rng(0).standard_normal((count, WIDTH))).astype(np.float32)
+    return codecs()["BF16"].decode(codecs()["BF16"].encode(rows, None))
+
+
+def ggml_quantizer() -> Callable[[Codec, F32, F32 | None, int, U8], None]:
+    """ggml's quantiser as quantize(codec, rows, importance, threads, out)."""
+    spec = importlib.util.find_spec("llama_cpp")
+    path = Path(spec.origin).parent / "lib" / "libggml-base.so" if spec and spec.origin else None
+    if path is None or not path.exists():
+        sys.exit("the benchmark compares with ggml: install llama-cpp-python (pip install quantkit-pipeline[llama])")
+    chunk = ctypes.CDLL(str(path)).ggml_quantize_chunk
+    chunk.restype = ctypes.c_size_t
+    chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    height = SLAB // WIDTH
+
+    def quantize(codec: Codec, rows: F32, importance: F32 | None, threads: int, out: U8) -> None:
+        pointer = None if importance is None else importance.ctypes.data
+
+        def slab(start: int) -> None:
+            count = min(height, len(rows) - start)
+            chunk(codec.ggml_type, rows.ctypes.data, out.ctypes.data, start * WIDTH, count, WIDTH, pointer)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(slab, range(0, len(rows), height)))
+
+    return quantize
+
+
+def measure(
+    codec: Codec,
+    rows: F32,
+    importance: F32 | None,
+    threads: int,
+    quantize: Callable[[Codec, F32, F32 | None, int, U8], None],
+    repeats: int,
+) -> dict[str, Any]:
+    """One row of the report: medians of `repeats` alternating runs, the encoder compiled before."""
+    out = np.empty((len(rows), codec.row_bytes(WIDTH)), np.uint8)
+    encode_rows(codec, rows[:2], importance, threads)
+    ours, theirs = [], []
+    for _ in range(repeats):
+        theirs.append(seconds(lambda: quantize(codec, rows, importance, threads, out)))
+        ours.append(seconds(lambda: encode_rows(codec, rows, importance, threads)))
+    return {
+        "type": codec.name,
+        "threads": threads,
+        "importance": importance is not None,
+        "mweights_per_s": round(rows.size / statistics.median(ours) / 1e6, 1),
+        "ggml_mweights_per_s": round(rows.size / statistics.median(theirs) / 1e6, 1),
+        "ratio": round(statistics.median(theirs_s / ours_s for theirs_s, ours_s in zip(theirs, ours, strict=True)), 2),
+    }
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def drawn(results: list[dict[str, Any]]) -> Table:
+    table = Table("type", "threads", "importance", "Mw/s", "ggml Mw/s", "ratio", title="GGUF encoders against ggml")
+    for row in results:
+        importance = "yes" if row["importance"] else "no"
+        rates = f"{row['mweights_per_s']:.0f}", f"{row['ggml_mweights_per_s']:.0f}"
+        table.add_row(row["type"], str(row["threads"]), importance, *rates, f"{row['ratio']:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""No codec may leave more error than ggml's own quantiser, on any kind of row, with and without importance.
+
+The measure is the one that ggml's reference minimises for the type: a new type whose reference has one of its own joins
+MEASURES, any other is measured by `simple`.
+"""
+
+import numpy as np
+import pytest
+
+from quantkit.codecs.gguf import codecs
+
+WIDTH = 4096
+ROWS = 8
+
+
+def simple(x, importance):
+    """Unweighted without importance, importance * sqrt(mean x^2 of the row + x^2) with."""
+    if importance is None:
+        return np.ones_like(x)
+    return importance * np.sqrt((x * x).mean(axis=1, keepdims=True) + x * x)
+
+
+def affine_k(x, importance):
+    """rms of the block of 32 + |x| without importance, importance * sqrt(2 mean x^2 of the super-block + x^2) with."""
+    size = 32 if importance is None else 256
+    blocks = x.reshape(len(x), -1, size)
+    mean = np.broadcast_to((blocks * blocks).mean(axis=2, keepdims=True), blocks.shape).reshape(x.shape)
+    return np.sqrt(mean) + abs(x) if importance is None else importance * np.sqrt(2 * mean + x * x)
+
+
+def q6_k(x, importance):
+    return x * x if importance is None else np.broadcast_to(importance, x.shape)
+
+
+def unweighted(x, _):
+    return np.ones_like(x)
+
+
+MEASURES = {"Q4_K": affine_k, "Q5_K": affine_k, "Q6_K": q6_k, "Q8_0": unweighted, "F16": unweighted, "BF16": unweighted}
+
+
+def kinds():
+    rng = np.random.default_rng(7)
+    normal = rng.standard_normal((ROWS, WIDTH))
+    outlier = 0.02 * normal
+    outlier[np.arange(ROWS), rng.integers(0, WIDTH, ROWS)] = rng.choice([-1, 1], ROWS) * np.linspace(0.5, 20, ROWS)
+    return {
+        "gaussian": 0.02 * normal,
+        "heavy-tailed": 0.02 * rng.standard_t(3, (ROWS, WIDTH)),
+        "constant": np.tile(rng.uniform(-1, 1, (ROWS, 1)), WIDTH),
+        "zero": np.zeros((ROWS, WIDTH)),
+        "outlier": outlier,
+        "denormal": 1e-40 * normal,
+        "subnormal scales": np.geomspace(1e-7, 1e-2, ROWS)[:, None] * normal,
+        "one-sided": 0.1 + abs(0.02 * normal),
+        "sparse": np.where(rng.random((ROWS, WIDTH)) < 0.02, normal, 0),
+        "mixed scales": np.repeat(np.exp(rng.normal(0, 0.5, (ROWS, WIDTH // 32))), 32, axis=1) * 0.01 * normal,
+    }
+
+
+KINDS = {name: rows.astype(np.float32) for name, rows in kinds().items()}
+IMPORTANCE = np.random.default_rng(8).chisquare(1, WIDTH).astype(np.float32) + np.float32(0.01)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", codecs())
+def test_error_is_at_most_ggmls(ggml, name, kind, weighted):
+    codec = codecs()[name]
+    rows = KINDS[kind]
+    importance = IMPORTANCE if weighted else None
+    ours, theirs = codec.encode(rows, importance), ggml.encode(codec, rows, importance)
+    assert ggml.accepts(codec, ours)
+    x = rows.astype(np.float64)
+    weight = MEASURES.get(name, simple)(x, importance)
+    error = (weight * (codec.decode(ours) - x) ** 2).sum(axis=1)
+    bound = 1.005 * (weight * (codec.decode(theirs) - x) ** 2).sum(axis=1) + 1e-7 * (weight * x * x).sum(axis=1)
+    assert np.isfinite(error).all()
+    worst = int((error - bound).argmax())
+    assert (error <= bound).all(), f"row {worst}: {error[worst]:.6g} against a bound of {bound[worst]:.6g}"
