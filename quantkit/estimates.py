@@ -31,7 +31,9 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
     disk = snapshot.download_bytes + sum(files)
     if recipe.calibration is not None:
         sequences = recipe.calibration.tokens // recipe.calibration.length
-        steps.append(sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, threads).values()))
+        steps.append(
+            sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, 1, threads=threads).values())
+        )
         seconds += 2.0 * snapshot.parameters() * recipe.calibration.tokens / (FLOPS_OF_THE_WALK * threads)
     if recipe.checks is not None:
         steps += _check_memory(recipe.checks, snapshot, targets, baseline, threads)
@@ -52,12 +54,13 @@ def _check_memory(
     checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int
 ) -> Iterator[int]:
     config = snapshot.config
-    yield sum(footprint.walk_memory(config, checks.perplexity.chunks, CHUNK, threads).values())
-    head = 4 * int(config["vocab_size"]) * (int(config["hidden_size"]) + 4 * CHUNK)
+    chunks = checks.perplexity.chunks
+    yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
+    head = sum(footprint.head_memory(config, chunks, CHUNK).values())
     isa = machine.instruction_sets()
     for target in (*targets, baseline):
         engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
-        yield engine[0].total + head
+        yield engine[0].total - footprint.LLAMA_CPP_PROCESS + head
 
 
 def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: int) -> float:
