@@ -26,7 +26,7 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
     given = text.fetch(calibration.text, job.work)
     path = job.work / "importance.npz"
     made_from = workspace.key(
-        source=layout.source_digest(job.snapshot), text=given.sha256, quantkit=__version__, **calibration.model_dump()
+        source=layout.source_digest(job.snapshot), text=given.sha256, calibration=calibration.model_dump(), quantkit=__version__
     )
     if workspace.recall(path, made_from) is None:
         length = calibration.length

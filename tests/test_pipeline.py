@@ -146,13 +146,14 @@ def test_a_second_run_at_once_says_so(recipe, tmp_path):
 def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, how):
     command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "Q4_K_M", "--no-checks"]
     command += ["--threads", "1", "--work-dir", str(tmp_path / "build")]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("build/*/*.gguf.partial")) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.02)
     child.send_signal(how)
-    child.wait(30)
-    assert child.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), child.stderr.read()
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
     assert not list(tmp_path.glob("build/*/*.gguf"))
     left = list(tmp_path.glob("build/*/*.partial"))
     assert not left if how == signal.SIGINT else left

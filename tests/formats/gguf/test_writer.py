@@ -73,7 +73,7 @@ def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
     weight[::8] = 1000.0
 
     def error(folder, importance):
-        plan, artefact = write(pico("llama"), "Q4_K_M", folder, importance=importance)
+        _, artefact = write(pico("llama"), "Q4_K_M", folder, importance=importance)
         tensor = next(tensor for tensor in gguf.GGUFReader(artefact.path).tensors if tensor.name == stored)
         decoded = codecs()[tensor.tensor_type.name].decode(np.ascontiguousarray(tensor.data))
         return float((weight * np.square(decoded - original)).sum())
@@ -90,7 +90,7 @@ def test_a_nan_is_named_with_its_tensor_and_row_and_nothing_is_left(pico, tmp_pa
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_full_disk_leaves_nothing(pico, tmp_path, small_disk):
+def test_a_full_disk_leaves_nothing(pico, small_disk):
     with pytest.raises(ResourceError, match="the disk is full"):
         write(pico("llama"), "F32", small_disk)
     assert not [path for path in Path(small_disk).iterdir() if path.is_file()]
