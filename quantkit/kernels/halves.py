@@ -23,6 +23,14 @@ def to_half(value):
 
 
 @kernel
+def encode(rows, out):
+    """Nearest finite halves of float32 rows (n, width), as uint16 bits."""
+    for row in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            out[row, i] = np.uint16(to_half(rows[row, i]))
+
+
+@kernel
 def from_half(bits):
     """The float32 that the bits of a finite half stand for."""
     magnitude = np.int32(bits & 0x7FFF)
