@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from quantkit import baseline, estimates, making, planning, sealing, source, verification, workspace
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
-from quantkit.formats.gguf import layout
+from quantkit.formats.gguf import layout, naming
 from quantkit.job import Job
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan
@@ -20,8 +19,6 @@ from quantkit.recipe import GgufTarget, Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
 from quantkit.values import Progress, Snapshot
-
-_ENCODING = re.compile(r"([-.](I?Q\d\w*|TQ\d\w*|F16|F32|BF16|MXFP4))?\.gguf$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
 
 def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULTS) -> Plan:
     """What `convert` would make and need, from headers alone."""
-    recipe, name = document.recipe, model_name(snapshot)
+    recipe, name = document.recipe, naming.model_name(snapshot)
     targets = tuple(layout.plan(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
     needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot), options.workers)
     return Plan(
@@ -105,14 +102,6 @@ def judge(manifest: Manifest, work: Path) -> None:
 
 def build_folder(document: Document, options: Options) -> Path:
     return options.work_dir / document.name
-
-
-def model_name(snapshot: Snapshot) -> str:
-    """The model's name in file names: the repository's, the file's without its encoding, or the folder's."""
-    if snapshot.repo and snapshot.kind == "hub":
-        return snapshot.repo
-    last = Path(snapshot.uri.rstrip("/").rsplit("://", 1)[-1]).resolve().name
-    return _ENCODING.sub("", last) if snapshot.kind == "gguf" else last
 
 
 def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
-from quantkit.formats.gguf import layout
+from quantkit.formats.gguf import naming
 from quantkit.job import Job
 from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
@@ -69,7 +69,7 @@ def _source(plan: Plan, snapshot: Snapshot) -> SourceRecord:
     return SourceRecord(
         uri=snapshot.uri,
         kind=snapshot.kind,
-        name=layout.title(snapshot),
+        name=naming.model_name(snapshot).split("/")[-1],
         repo=snapshot.repo,
         commit=snapshot.commit,
         architecture=plan.architecture,

@@ -218,9 +218,7 @@ def _join(pieces: list[Any]) -> Any:
     return torch.cat(pieces)
 
 
-def _embed(
-    embedding: Any, forward: Callable[..., Any], weights: Weights, name: str, tokens: torch.Tensor
-) -> torch.Tensor:
+def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
     """Runs the embedding on a table of only those rows that `tokens` meets."""
     import torch
 

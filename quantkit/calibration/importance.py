@@ -1,4 +1,4 @@
-"""Which input columns matter: E[x^2] of what every matrix meets on a text. llama.cpp calls it an importance matrix (imatrix)."""
+"""Which input columns matter: E[x^2] of what every matrix meets on a text; llama.cpp's importance matrix (imatrix)."""
 
 from __future__ import annotations
 

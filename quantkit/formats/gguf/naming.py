@@ -6,8 +6,12 @@ Source: ggml, docs/gguf.md. Downloaders find the encoding as the last part befor
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from quantkit.values import Snapshot
 
 FIRST_RELEASE = "v1.0"  # what the convention assumes of a model that names no version
+_ENCODING = re.compile(r"([-.](I?Q\d\w*|TQ\d\w*|F16|F32|BF16|MXFP4))?\.gguf$", re.IGNORECASE)
 
 
 def file_name(model: str, parameters: int, encoding: str) -> str:
@@ -27,3 +31,11 @@ def size_label(parameters: int) -> str:
     import gguf
 
     return str(gguf.size_label(parameters, parameters, 0, 0))
+
+
+def model_name(snapshot: Snapshot) -> str:
+    """The model's name in file names: the repository's, the file's without its encoding, or the folder's."""
+    if snapshot.repo and snapshot.kind == "hub":
+        return snapshot.repo
+    last = Path(snapshot.uri.rstrip("/").rsplit("://", 1)[-1]).resolve().name
+    return _ENCODING.sub("", last) if snapshot.kind == "gguf" else last
