@@ -1,110 +1,14 @@
-"""Shared fixtures: the real model, and pico checkpoints, one or more per file in quantkit/arch/."""
+"""Shared fixtures: the real model, pico checkpoints, a disk that is soon full."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from quantkit import arch
-from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
-from quantkit.source.folder import INDEX, SINGLE
-from quantkit.values import Snapshot
-
-TEXT = (
-    "The quick brown fox jumps over the lazy dog. It isn't 42 or 1,234.5; they've said we'll see.\n"
-    "def f(x):\n    return {'a': x[0], \"b\": x**2}  # naïve café\n\tif x != 3:\n\t\tprint('No!!!', x)\n"
-    "Привет, мир! Καλημέρα κόσμε. 你好，世界。 こんにちは世界 🙂🚀 مرحبا\n"
-    "SELECT name, count(*) FROM users WHERE age >= 18 GROUP BY name;\n\n"
-)
-
-# Small enough for a second per model; hidden 256 is one K-quant super-block. Each `over` is what makes the case.
-PICO: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", "tie_word_embeddings": True},
-    "llama3": {
-        "model_type": "llama",
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 65536,
-        "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-        },
-    },
-    "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "head_dim": 32, "sliding_window": None},
-    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 128},
-}  # fmt: skip
-VOCABULARY = 512
-
-
-def byte_level_tokenizer() -> Any:
-    """A byte-level BPE of llama-bpe's kind, trained here: 512 entries with its three special tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 3, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
-    tokenizer.train_from_iterator([TEXT] * 4, trainer)
-    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
-    bos = tokenizer.token_to_id("<|begin_of_text|>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
-    )
-    return tokenizer
-
-
-def make_pico(name: str, folder: Path) -> Path:
-    """Save the pico checkpoint `name` of PICO into `folder`: random weights of a fixed seed, float32 safetensors."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = byte_level_tokenizer()
-    ids = {key: tokenizer.token_to_id(token) for key, token in _SPECIAL.items()}
-    config = AutoConfig.for_model(
-        **{
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": max(VOCABULARY, tokenizer.get_vocab_size()),
-            "max_position_embeddings": 2048,
-            **{f"{key}_id": value for key, value in ids.items()},
-            **PICO[name],
-        }
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Wider than the initial 0.02, and norms off one: else logits are so flat that a wrong graph passes.
-            parameter.copy_(torch.randn_like(parameter) * (0.06 if parameter.ndim > 1 else 0.1))
-            if parameter.ndim == 1:
-                parameter.add_(1.0)
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {**_SPECIAL, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: pico {name}\n---\n", encoding="utf-8")
-    (folder / "LICENSE").write_text("Apache License, Version 2.0\n", encoding="utf-8")
-    return folder
-
-
-_SPECIAL = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
-_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+from checkpoints import make_pico
 
 
 @pytest.fixture(scope="session")
@@ -118,49 +22,6 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return make
-
-
-def shard(place: Path) -> dict[str, str]:
-    """Split model.safetensors in two with an index, as transformers does; returns the index's map."""
-    import torch
-    from safetensors.numpy import load_file
-    from safetensors.torch import save_file
-
-    tensors = {name: torch.from_numpy(value) for name, value in load_file(place / SINGLE).items()}
-    names = sorted(tensors)
-    files = {name: f"model-0000{1 + (at >= 9)}-of-00002.safetensors" for at, name in enumerate(names)}
-    for file in set(files.values()):
-        save_file({name: tensors[name] for name in names if files[name] == file}, place / file)
-    (place / SINGLE).unlink()
-    (place / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    return files
-
-
-def write_gguf(snapshot: Snapshot, path: Path) -> Path:
-    """A checkpoint as an F32 GGUF by gguf-py's own writer: what quantkit's writer is held against, and reads back."""
-    import gguf
-    import numpy as np
-
-    architecture = arch.find(snapshot.config)
-    names = gguf_names.to_gguf(architecture, snapshot.config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, architecture.gguf)
-    if snapshot.name:
-        writer.add_name(snapshot.name)
-    gguf_kv.write(writer, gguf_config.encode(architecture, snapshot.config))
-    if snapshot.tokenizer:
-        gguf_kv.write(writer, gguf_vocab.encode(snapshot.tokenizer, snapshot.config, snapshot.generation_config))
-    for name, values in gguf_config.extra_tensors(architecture, snapshot.config).items():
-        writer.add_tensor(name, values)
-    for name in snapshot.weights.infos:
-        values = snapshot.weights.read(name)
-        if heads := gguf_names.heads(architecture, name, snapshot.config):
-            values = gguf_names.permute(values, heads)
-        writer.add_tensor(names[name], np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture(scope="session")

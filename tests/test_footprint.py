@@ -101,9 +101,7 @@ def test_decode_ceiling_of_mistral_q4() -> None:
     read = footprint.bytes_per_token(weights, cache)
     assert read == 4_370_000_000 + cache
     assert footprint.decode_ceiling(40e9, read) == pytest.approx(8.2, abs=0.1)
-    assert (
-        footprint.bytes_per_token({"token_embd.weight": 10, "blk.0.attn_q.weight": 5}) == 15
-    )  # tied: read as the head
+    assert footprint.bytes_per_token({"token_embd.weight": 10, "blk.0.attn_q.weight": 5}) == 15  # tied: read as the head
 
 
 def test_a_config_without_its_numbers_is_refused() -> None:
@@ -169,12 +167,8 @@ def _quantised(source: Path, folder: Path, ftype: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ftype", "contexts"), [("Q4_0", [512, 2048]), ("Q4_K_M", [512]), ("Q8_0", [512]), ("F16", [512])]
-)
-def test_predicted_memory_is_what_a_child_process_takes(
-    smollm2: Path, tmp_path: Path, ftype: str, contexts: list[int]
-) -> None:
+@pytest.mark.parametrize(("ftype", "contexts"), [("Q4_0", [512, 2048]), ("Q4_K_M", [512]), ("Q8_0", [512]), ("F16", [512])])
+def test_predicted_memory_is_what_a_child_process_takes(smollm2: Path, tmp_path: Path, ftype: str, contexts: list[int]) -> None:
     """Peak RSS of a child that fills its context. Done by hand up to 8,192, which takes minutes: within 0.7 %."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
     gguf = pytest.importorskip("gguf")
@@ -184,9 +178,7 @@ def test_predicted_memory_is_what_a_child_process_takes(
         row(t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, int(t.n_bytes))
         for t in gguf.GGUFReader(path).tensors
     ]
-    predicted = footprint.memory(
-        path.stat().st_size, rows, SMOLLM2, contexts, instruction_sets=machine.instruction_sets()
-    )
+    predicted = footprint.memory(path.stat().st_size, rows, SMOLLM2, contexts, instruction_sets=machine.instruction_sets())
     for prediction in predicted:
         measured = json.loads(
             subprocess.run(

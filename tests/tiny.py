@@ -87,9 +87,7 @@ def tiny(kind: str) -> tuple[dict[str, Any], Any, StateDict]:
     torch.manual_seed(7)
     config = CONFIGS[kind]
     settings = {key: value for key, value in config.items() if key != "model_type"}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(config["model_type"], **settings), dtype=torch.float32
-    ).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings), dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases start as ones and zeros, which would hide a missing one

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PICO
+from checkpoints import PICO
 
 from quantkit import arch, source
 from quantkit.errors import SourceError, UnsupportedError, WeightError

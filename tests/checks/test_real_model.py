@@ -99,9 +99,7 @@ def test_the_walk_and_the_engine_agree_with_transformers(real: Real, runner: Run
     scores = score(runner, tokens, hidden, project)
     logs = [log_softmax(logits.astype(np.float64), 1) for logits in found]
     by_hand = [
-        -log[position, chunk[position + 1]]
-        for log, chunk in zip(logs, tokens, strict=True)
-        for position in range(256, 511)
+        -log[position, chunk[position + 1]] for log, chunk in zip(logs, tokens, strict=True) for position in range(256, 511)
     ]
     result = perplexity.check(scores, max_ratio=1.2)
     assert result.values["perplexity"] == pytest.approx(math.exp(np.mean(by_hand)), rel=1e-6)

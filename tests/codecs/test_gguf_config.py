@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PICO, write_gguf
+from checkpoints import PICO, write_gguf
 
 from quantkit import arch, source
 from quantkit.codecs import gguf_config, gguf_kv, gguf_names

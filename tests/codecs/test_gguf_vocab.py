@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT, byte_level_tokenizer
+from checkpoints import TEXT, byte_level_tokenizer
 
 from quantkit.codecs import gguf_kv, gguf_pre, gguf_vocab
 from quantkit.errors import SourceError, UnsupportedError
@@ -105,9 +105,7 @@ def test_transformers_loads_what_is_decoded(smol: Path) -> None:
 
     kv = gguf_kv.read(smol).values()
     tokenizer = gguf_vocab.decode(kv)
-    special = {
-        key: value for key, value in tokenizer.config.items() if key.endswith("_token") and isinstance(value, str)
-    }
+    special = {key: value for key, value in tokenizer.config.items() if key.endswith("_token") and isinstance(value, str)}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=engine(tokenizer.definition), chat_template=tokenizer.chat_template, **special
     )
@@ -177,9 +175,7 @@ def _sentencepiece(prefix: str) -> Tokenizer:
         for cut in range(1, len(token))
         if token[:cut] in vocab and token[cut:] in vocab
     ]
-    found = Engine(
-        models.BPE(vocab, [tuple(merge) for merge in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    found = Engine(models.BPE(vocab, [tuple(merge) for merge in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     if prefix == "normalizer":
         found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:

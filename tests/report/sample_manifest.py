@@ -58,9 +58,7 @@ _KINDS = {
 def _tensor(name: str, shape: tuple[int, ...], wanted: str, error: float) -> TensorRecord:
     fits = shape[-1] % 256 == 0 or wanted == "Q8_0"
     type = wanted if fits else "Q5_0"
-    reason = (
-        f"{wanted}: the mixture's rule" if fits else f"rows of {shape[-1]} are no multiple of 256: {wanted} -> Q5_0"
-    )
+    reason = f"{wanted}: the mixture's rule" if fits else f"rows of {shape[-1]} are no multiple of 256: {wanted} -> Q5_0"
     return TensorRecord(
         name=name,
         source=name,
@@ -195,16 +193,12 @@ def target(type: str, nbytes: int, ratio: float, kld: float, top: float, factor:
                 original="A prime number is a whole number greater than 1 that has no divisors but 1 and itself.",
                 artefact="A prime number is a whole number greater than 1 whose only divisors are 1 and itself.",
             ),
-            SampleRecord(
-                prompt="Name three rivers.", original="The Nile,\nthe Rhine,\nthe Danube.", artefact="The Nile."
-            ),
+            SampleRecord(prompt="Name three rivers.", original="The Nile,\nthe Rhine,\nthe Danube.", artefact="The Nile."),
         ],
     )
 
 
-def sample(
-    *, licence: str | None = "apache-2.0", name: str = "Sample 135M Instruct", link: str | None = None
-) -> Manifest:
+def sample(*, licence: str | None = "apache-2.0", name: str = "Sample 135M Instruct", link: str | None = None) -> Manifest:
     """Two GGUF targets; Q4_K_M passes, Q2_K fails. The recipe, a prompt and a machine's name are hostile."""
     return Manifest(
         quantkit="0.0.0",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sample_manifest import HOSTILE, sample
+from report.sample_manifest import HOSTILE, sample
 
 from quantkit.manifest import Manifest
 from quantkit.report import card
@@ -97,8 +97,6 @@ def test_sha256sums_is_what_sha256sum_checks(tmp_path: Path) -> None:
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     (tmp_path / "SHA256SUMS").write_text(card.sha256sums(digests))
     try:
-        subprocess.run(
-            ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True
-        )
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("no sha256sum on this machine")

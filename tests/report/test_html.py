@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser
-from sample_manifest import HOSTILE, sample
+from report.browser import CHROMIUM, Browser
+from report.sample_manifest import HOSTILE, sample
 
 from quantkit.report.html import render
 
@@ -75,9 +75,7 @@ def test_a_browser_shows_it_on_a_phone_and_a_desk(tmp_path: Path, dark: bool) ->
     with Browser(tmp_path / "profile") as browser:
         for width in (360, 390, 1280):
             browser.open(page, width, dark=dark)
-            asked = [
-                e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"
-            ]
+            asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
             assert asked == [page.as_uri()]
             said = [e for e in browser.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
             assert said == []

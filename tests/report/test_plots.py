@@ -24,9 +24,7 @@ def test_a_logarithmic_axis_is_even_in_octaves() -> None:
 
 
 def test_points_lie_where_their_numbers_say() -> None:
-    svg = plots.size_against_divergence(
-        [("a", 50_000_000, 0.1, 0.01, True), ("b", 100_000_000, 0.2, 0.01, False)], 0.15
-    )
+    svg = plots.size_against_divergence([("a", 50_000_000, 0.1, 0.01, True), ("b", 100_000_000, 0.2, 0.01, False)], 0.15)
     root = ET.fromstring(svg)
     [disc] = root.iter("circle")
     x, y = (

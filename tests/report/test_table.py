@@ -2,8 +2,8 @@
 
 import io
 
+from report.sample_manifest import sample
 from rich.console import Console
-from sample_manifest import sample
 
 from quantkit.report import table
 

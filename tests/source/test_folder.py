@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PICO, shard
+from checkpoints import PICO, shard
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -86,9 +86,8 @@ def test_an_index_that_disagrees(copy: Path) -> None:
     (copy / folder.INDEX).write_text(json.dumps({"weight_map": files}))
     with pytest.raises(SourceError) as caught:
         source.describe(str(copy))
-    assert (
-        "model.norm.weight lies in model-00002-of-00002.safetensors, model.safetensors.index.json says nothing"
-        in str(caught.value)
+    assert "model.norm.weight lies in model-00002-of-00002.safetensors, model.safetensors.index.json says nothing" in str(
+        caught.value
     )
     assert "model.layers.9.ghost.weight is not in model-00002-of-00002.safetensors" in str(caught.value)
 
@@ -98,9 +97,7 @@ def test_truncated_safetensors(copy: Path) -> None:
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.truncate(size - 100)
-    with pytest.raises(
-        SourceError, match=rf"model.safetensors is truncated: {size - 100} bytes, the header says {size}"
-    ):
+    with pytest.raises(SourceError, match=rf"model.safetensors is truncated: {size - 100} bytes, the header says {size}"):
         source.describe(str(copy))
     with path.open("r+b") as file:
         file.truncate(20)
@@ -123,17 +120,13 @@ def _rewrite(place: Path, name: str, change: Callable[[Any], Any]) -> None:
 
 def test_wrong_shape(copy: Path) -> None:
     _rewrite(copy, "model.layers.0.self_attn.k_proj.weight", lambda value: value[:100].contiguous())
-    with pytest.raises(
-        WeightError, match=r"k_proj.weight is \[100, 256\], config.json says \[128, 256\] \(num_key_value"
-    ):
+    with pytest.raises(WeightError, match=r"k_proj.weight is \[100, 256\], config.json says \[128, 256\] \(num_key_value"):
         source.describe(str(copy))
 
 
 def test_stored_types_that_are_not_weights(copy: Path) -> None:
     _rewrite(copy, "model.norm.weight", lambda value: value.to(torch.float8_e4m3fn))
-    with pytest.raises(
-        UnsupportedError, match=r"8-bit float checkpoint: give the 16-bit original.*model.norm.weight is F8"
-    ):
+    with pytest.raises(UnsupportedError, match=r"8-bit float checkpoint: give the 16-bit original.*model.norm.weight is F8"):
         source.describe(str(copy))
     _rewrite_config(copy, quantization_config={"quant_method": "gptq"})
     with pytest.raises(UnsupportedError, match=r"already quantised \(gptq\)"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PICO, write_gguf
+from checkpoints import PICO, write_gguf
 
 from quantkit import arch, source
 from quantkit.codecs import gguf_kv, gguf_names
@@ -76,9 +76,7 @@ def test_smollm2_runs_in_transformers_as_in_llama_cpp(smol: Path) -> None:
 def test_truncated(smol: Path, tmp_path: Path) -> None:
     data = smol.read_bytes()
     (tmp_path / "short.gguf").write_bytes(data[:-1000])
-    with pytest.raises(
-        SourceError, match=rf"short.gguf is truncated: {len(data) - 1000} bytes, its header says {len(data)}"
-    ):
+    with pytest.raises(SourceError, match=rf"short.gguf is truncated: {len(data) - 1000} bytes, its header says {len(data)}"):
         source.describe(str(tmp_path / "short.gguf"))
     (tmp_path / "stub.gguf").write_bytes(data[:5000])
     with pytest.raises(SourceError, match=r"stub.gguf: the GGUF header breaks off .* byte \d+ of 5000"):

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import shard
+from checkpoints import shard
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECRET = "hf_averysecrettoken"
@@ -219,9 +219,7 @@ def test_shards_are_declared_and_fetched(hub: Hub, pico: Callable[[str], Path], 
     assert "names shards that the repository lacks: model-00002-of-00002.safetensors" in lost["message"]
 
 
-def test_pickled_weights_are_declared_by_transformers_model(
-    hub: Hub, pico: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_pickled_weights_are_declared_by_transformers_model(hub: Hub, pico: Callable[[str], Path], tmp_path: Path) -> None:
     import io
 
     import torch

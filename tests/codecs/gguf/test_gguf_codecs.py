@@ -121,9 +121,7 @@ def test_refuses_what_it_cannot_take(name):
     with pytest.raises(ValueError, match="not contiguous"):
         codec.encode(gaussian()[:, ::2], None)
     if codec.block > 1:
-        with pytest.raises(
-            ValueError, match=f"a width of {codec.block + 1} is not a multiple of its block of {codec.block}"
-        ):
+        with pytest.raises(ValueError, match=f"a width of {codec.block + 1} is not a multiple of its block of {codec.block}"):
             codec.encode(np.zeros((1, codec.block + 1), np.float32), None)
         with pytest.raises(ValueError, match="importance must have shape"):
             codec.encode(gaussian(), importance(WIDTH // 2))

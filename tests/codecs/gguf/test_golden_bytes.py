@@ -18,9 +18,7 @@ def decoded(name, data):
 
 
 def test_bf16_and_f16():
-    rows = np.array(
-        [[1.0, -2.0, 1.00390625, 1.01171875]], np.float32
-    )  # the last two lie between bfloat16s: ties to even
+    rows = np.array([[1.0, -2.0, 1.00390625, 1.01171875]], np.float32)  # the last two lie between bfloat16s: ties to even
     bf16 = codecs()["BF16"].encode(rows, None)
     assert bf16.tobytes() == bytes.fromhex("803f 00c0 803f 823f")
     assert codecs()["F16"].encode(rows, None).tobytes() == bytes.fromhex("003c 00c0 043c 0c3c")
@@ -104,9 +102,7 @@ def test_q6_k():
     nibbles = bytes(
         low[side, part, i] | low[side, part + 2, i] << 4 for side in range(2) for part in range(2) for i in range(32)
     )
-    pairs = bytes(
-        sum(int(high[side, part, i]) << 2 * part for part in range(4)) for side in range(2) for i in range(32)
-    )
+    pairs = bytes(sum(int(high[side, part, i]) << 2 * part for part in range(4)) for side in range(2) for i in range(32))
     data = block(nibbles, pairs, scales.astype(np.int8).tobytes(), half(0.125))
     assert data.shape == (1, 210)
     expected = 0.125 * scales[:, None] * (quants.reshape(16, 16) - 32)
