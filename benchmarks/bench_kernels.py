@@ -30,22 +30,21 @@ from quantkit.codecs.slabs import SLAB, encode_rows
 from quantkit.values import F32, U8, Codec
 
 WIDTH = 4096
-SAMPLE = 0.05  # seconds that a timing lasts at least, so that the scheduler does not decide it
+LEAST = 256  # rows: 1 million weights
+SAMPLE = 0.05  # seconds that ggml may take; as many rows as that allows, so that starting threads does not count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time the GGUF encoders against ggml's.")
-    parser.add_argument(
-        "--quick", action="store_true", help="2 million weights and 3 repeats instead of 4 million and 9"
-    )
+    parser.add_argument("--quick", action="store_true", help="3 repeats instead of 15")
     parser.add_argument("--types", nargs="*", help="only these types, e.g. Q4_K Q6_K")
     options = parser.parse_args()
     quantize = ggml_quantizer()
-    rows = weights((1 << 21 if options.quick else 1 << 22) // WIDTH)
+    rows = weights((1 << 22) // WIDTH)
     importance = np.random.default_rng(1).chisquare(1, WIDTH).astype(np.float32) + np.float32(0.01)
     names = options.types or [name for name in codecs() if name != "F32"]  # F32 is a copy
     results = [
-        measure(codecs()[name], rows, given, threads, quantize, 3 if options.quick else 9)
+        measure(codecs()[name], rows, given, threads, quantize, 3 if options.quick else 15)
         for name in names
         for threads in (1, 2)
         for given in (None, importance)
@@ -92,15 +91,17 @@ def measure(
     quantize: Callable[[Codec, F32, F32 | None, int, U8], None],
     repeats: int,
 ) -> dict[str, Any]:
-    """One row of the report: medians of `repeats` alternating runs, the encoder compiled before."""
+    """One row of the report: medians of `repeats` alternating runs over 1 to 4 million weights, compiled before."""
     out = np.empty((len(rows), codec.row_bytes(WIDTH)), np.uint8)
     encode_rows(codec, rows[:2], importance, threads)
+    pilot = seconds(lambda: quantize(codec, rows[:LEAST], importance, threads, out))
+    rows = rows[: max(LEAST, round(LEAST * SAMPLE / pilot))]
+    out = out[: len(rows)]
     work = (
         lambda: quantize(codec, rows, importance, threads, out),
-        lambda: encode_rows(codec, rows, importance, threads, out),
+        lambda: encode_rows(codec, rows, importance, threads),
     )
-    calls = [max(1, round(SAMPLE / seconds(call))) for call in work]
-    samples = [[seconds(call, count) for call, count in zip(work, calls, strict=True)] for _ in range(repeats)]
+    samples = [[seconds(call) for call in work] for _ in range(repeats)]
     theirs, ours = zip(*samples, strict=True)
     return {
         "type": codec.name,
@@ -112,12 +113,10 @@ def measure(
     }
 
 
-def seconds(work: Callable[[], object], calls: int = 1) -> float:
-    """Mean time of `calls` calls in a row."""
+def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return (time.perf_counter() - start) / calls
+    work()
+    return time.perf_counter() - start
 
 
 def drawn(results: list[dict[str, Any]]) -> Table:
