@@ -37,7 +37,8 @@ THEIRS = """
 import json, sys, time, ctypes
 import llama_cpp
 source, out, ftype, threads = sys.argv[1:]
-llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), ctypes.c_void_p(0))
+silent = llama_cpp.llama_log_callback(lambda *_: None)  # held: llama.cpp keeps only a pointer
+llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
 params = llama_cpp.llama_model_quantize_default_params()
 params.nthread, params.ftype = int(threads), int(ftype)
 started = time.perf_counter()
@@ -52,7 +53,7 @@ print(json.dumps({"seconds": seconds, "peak_rss": peak}))
 def run(code: str, *arguments: str) -> dict[str, float | str]:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(done.stderr)
+        raise SystemExit(f"a child ended with {done.returncode}: {done.stderr}")
     found: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -1,10 +1,9 @@
 """Weights per second of every GGUF encoder against ggml's own quantiser, in one run on this machine.
 
-Theirs is ggml_quantize_chunk in the libggml-base that llama-cpp-python carries, threaded as llama-quantize does it:
-each thread takes slabs of rows. Ours is codecs.slabs.encode_rows, with the kernels that
-tests/codecs/gguf/test_ggml_error.py holds to ggml's error. The two alternate; the ratio is the median over repeats
-of theirs / ours, clocks start on compiled kernels. The last line of stdout is one JSON object, the table goes to
-stderr.
+Theirs is ggml_quantize_chunk in the libggml-base that llama-cpp-python carries, ours the codecs that
+tests/codecs/gguf/test_ggml_error.py holds to ggml's error; every thread takes an equal part of the rows of both. The
+two alternate; the ratio is the median over repeats of theirs / ours, clocks start on compiled kernels. The last line
+of stdout is one JSON object, the table goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from quantkit.codecs.gguf import codecs
-from quantkit.codecs.slabs import SLAB, encode_rows
 from quantkit.values import F32, U8, Codec
+
+Quantize = Callable[[Codec, F32, F32 | None, U8], None]
 
 WIDTH = 4096
 LEAST = 256  # rows: 1 million weights
@@ -59,8 +60,8 @@ def weights(count: int) -> F32:
     return codecs()["BF16"].decode(codecs()["BF16"].encode(rows, None))
 
 
-def ggml_quantizer() -> Callable[[Codec, F32, F32 | None, int, U8], None]:
-    """ggml's quantiser as quantize(codec, rows, importance, threads, out)."""
+def ggml_quantizer() -> Quantize:
+    """ggml's quantiser as quantize(codec, rows, importance, out)."""
     spec = importlib.util.find_spec("llama_cpp")
     path = Path(spec.origin).parent / "lib" / "libggml-base.so" if spec and spec.origin else None
     if path is None or not path.exists():
@@ -68,55 +69,44 @@ def ggml_quantizer() -> Callable[[Codec, F32, F32 | None, int, U8], None]:
     chunk = ctypes.CDLL(str(path)).ggml_quantize_chunk
     chunk.restype = ctypes.c_size_t
     chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    height = SLAB // WIDTH
 
-    def quantize(codec: Codec, rows: F32, importance: F32 | None, threads: int, out: U8) -> None:
+    def quantize(codec: Codec, rows: F32, importance: F32 | None, out: U8) -> None:
         pointer = None if importance is None else importance.ctypes.data
-
-        def slab(start: int) -> None:
-            count = min(height, len(rows) - start)
-            chunk(codec.ggml_type, rows.ctypes.data, out.ctypes.data, start * WIDTH, count, WIDTH, pointer)
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(slab, range(0, len(rows), height)))
+        chunk(codec.ggml_type, rows.ctypes.data, out.ctypes.data, 0, len(rows), WIDTH, pointer)
 
     return quantize
 
 
-def measure(
-    codec: Codec,
-    rows: F32,
-    importance: F32 | None,
-    threads: int,
-    quantize: Callable[[Codec, F32, F32 | None, int, U8], None],
-    repeats: int,
-) -> dict[str, Any]:
+def encode(codec: Codec, rows: F32, importance: F32 | None, out: U8) -> None:
+    """Ours; the codec allocates what it returns, so `out` stays as it is."""
+    assert codec.encode(rows, importance).shape == out.shape
+
+
+def measure(codec: Codec, rows: F32, importance: F32 | None, threads: int, quantize: Quantize, repeats: int) -> dict[str, Any]:
     """One row of the report: medians of `repeats` alternating runs over 1 to 4 million weights, compiled before."""
     out = np.empty((len(rows), codec.row_bytes(WIDTH)), np.uint8)
-    encode_rows(codec, rows[:2], importance, threads)
-    pilot = seconds(lambda: quantize(codec, rows[:LEAST], importance, threads, out))
-    rows = rows[: max(LEAST, round(LEAST * SAMPLE / pilot))]
-    out = out[: len(rows)]
-    work = (
-        lambda: quantize(codec, rows, importance, threads, out),
-        lambda: encode_rows(codec, rows, importance, threads),
-    )
-    samples = [[seconds(call) for call in work] for _ in range(repeats)]
+    encode(codec, rows[:2], importance, out[:2])
+    with ThreadPoolExecutor(threads) as pool:
+
+        def run(one: Quantize, count: int) -> float:
+            """Seconds for `count` rows, an equal part of them to every thread."""
+            cuts = [count * part // threads for part in range(threads + 1)]
+            parts = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+            start = time.perf_counter()
+            list(pool.map(lambda part: one(codec, rows[part], importance, out[part]), parts))
+            return time.perf_counter() - start
+
+        count = min(len(rows), max(LEAST, round(LEAST * SAMPLE / run(quantize, LEAST))))
+        samples = [(run(quantize, count), run(encode, count)) for _ in range(repeats)]
     theirs, ours = zip(*samples, strict=True)
     return {
         "type": codec.name,
         "threads": threads,
         "importance": importance is not None,
-        "mweights_per_s": round(rows.size / statistics.median(ours) / 1e6, 1),
-        "ggml_mweights_per_s": round(rows.size / statistics.median(theirs) / 1e6, 1),
+        "mweights_per_s": round(count * WIDTH / statistics.median(ours) / 1e6, 1),
+        "ggml_mweights_per_s": round(count * WIDTH / statistics.median(theirs) / 1e6, 1),
         "ratio": round(statistics.median(theirs_s / ours_s for theirs_s, ours_s in zip(theirs, ours, strict=True)), 2),
     }
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def drawn(results: list[dict[str, Any]]) -> Table:

@@ -13,6 +13,7 @@ import numpy as np
 from quantkit import arch
 from quantkit.arch import Architecture
 from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.codecs.gguf import codecs
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.source import card
 from quantkit.source.files import Span, TensorFiles
@@ -102,9 +103,11 @@ def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[
 
 @cache
 def _decoder(kind: Any) -> Callable[[U8], F32]:
-    """gguf-py's dequantisation of a type, tried on one block. Raises UnsupportedError."""
+    """Our own codec's decoder, or gguf-py's for the types that have none here. Raises UnsupportedError."""
     import gguf
 
+    if kind.name in codecs():
+        return codecs()[kind.name].decode
     try:
         gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
     except NotImplementedError as error:

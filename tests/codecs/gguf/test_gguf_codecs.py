@@ -169,3 +169,12 @@ def test_finite_in_finite_out_within_the_range(name, rows, weighted):
     if name in REACH and not weighted:  # the squared error is at most that of plain rounding over the row's range
         step = np.maximum(np.ptp(rows, axis=1, keepdims=True), reach) * REACH[name]
         assert ((decoded - rows) ** 2).mean() <= (step**2).mean() + 1e-10
+
+
+@ALL
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_row_stands_alone(name, weighted):
+    codec = codecs()[name]
+    rows, columns = gaussian(37, 512), importance(512) if weighted else None
+    parts = [codec.encode(rows[start : start + 5], columns) for start in range(0, 37, 5)]
+    np.testing.assert_array_equal(np.concatenate(parts), codec.encode(rows, columns))
