@@ -131,7 +131,7 @@ class Manifest(_Frozen):
     recipe: RecipeRecord
     source: SourceRecord
     machine: MachineRecord
-    text: dict[str, str]  # name and sha256 of the evaluation text
+    text: dict[str, str]  # name -> sha256 of the evaluation text
     targets: list[TargetRecord]
     published: list[str] = []
 

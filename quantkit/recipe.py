@@ -123,6 +123,9 @@ class Recipe(_Strict):
     calibration: Calibration | None = None
     checks: Checks | None = Field(SANITY_CHECKS, description="false: nothing is measured, and the manifest says so")
     publish: tuple[FolderPublish, ...] = ()
+    base_model: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="for the model card, org/name, where the source does not say"
+    )
     strict: bool = Field(False, description="a tensor that cannot have its wanted type is an error, not a row in the report")
     prompts: tuple[str, ...] = Field(
         ("What is the capital of France?", "Write a haiku about the sea.", "Explain in one sentence what a compiler does."),

@@ -25,7 +25,7 @@ def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest
         quantkit=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=RecipeRecord(name=document.name, digest=document.recipe.whole_digest(), text=document.text),
-        source=_source(plan, job.snapshot),
+        source=_source(document, plan, job.snapshot),
         machine=_machine(results),
         text=dict(results.text),
         targets=list(results.targets),
@@ -64,13 +64,13 @@ def _machine(results: Results) -> MachineRecord:
     return here
 
 
-def _source(plan: Plan, snapshot: Snapshot) -> SourceRecord:
+def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
     stored = sorted({info.dtype for info in snapshot.weights.infos.values()} - FLOATS)
     return SourceRecord(
         uri=snapshot.uri,
         kind=snapshot.kind,
         name=naming.model_name(snapshot).split("/")[-1],
-        repo=snapshot.repo,
+        repo=snapshot.repo or document.recipe.base_model,
         commit=snapshot.commit,
         architecture=plan.architecture,
         parameters=plan.parameters,

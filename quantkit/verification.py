@@ -39,7 +39,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """text: name and sha256 of the evaluation text, empty when nothing was checked."""
+    """text: name -> sha256 of the evaluation text, empty when nothing was checked."""
 
     text: Mapping[str, str]
     targets: tuple[TargetRecord, ...]
@@ -54,7 +54,7 @@ def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefa
     reference = make_reference(job, given, job.recipe.checks.perplexity.chunks)
     with baseline.made(job) as original:
         records = tuple(verify(job.labelled(plan.name), plan, artefact, reference, original) for plan, artefact in pairs)
-    return Results({"name": given.name, "sha256": given.sha256}, records)
+    return Results({given.name: given.sha256}, records)
 
 
 def make_reference(job: Job, given: text.Text, chunks: int) -> Reference:

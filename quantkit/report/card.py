@@ -140,14 +140,13 @@ def _how_to_run(manifest: Manifest) -> str:
 
 def _limits(manifest: Manifest) -> str:
     said = [
-        f"Checked on {_text(', '.join(f'{key} {value}' for key, value in manifest.text.items()) or 'no text')}: a "
+        f"Checked on {_text(', '.join(f'{name} (sha256 {digest})' for name, digest in manifest.text.items()) or 'no text')}: a "
         "perplexity ratio holds for text like it.",
         f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
         f"{fig.memory(manifest.machine.memory_bytes)}).",
     ]
     said += [
-        f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} "
-        f"({_text(fallback.reason)})."
+        f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} ({_text(fallback.reason)})."
         for target in manifest.targets
         for fallback in fig.fallbacks(target)
     ]

@@ -230,7 +230,7 @@ def sample(*, licence: str | None = "apache-2.0", name: str = "Sample 135M Instr
             bandwidth=45.7e9,
             versions={"numpy": "0.0.0", "llama-cpp-python": "0.0.0"},
         ),
-        text={"name": "builtin:python-docs", "sha256": "ef" * 32},
+        text={"builtin:python-docs": "ef" * 32},
         targets=[
             target("Q4_K_M", 105_454_144, 1.0182, 0.0164, 0.947, 1.86, good=True),
             target("Q2_K", 67_300_000, 1.3127, 0.2871, 0.781, 1.93, good=False),
