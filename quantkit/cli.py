@@ -16,7 +16,7 @@ from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
 from quantkit.progress import shown
 from quantkit.recipe_file import Document
-from quantkit.source import describe
+from quantkit.source import cache, describe
 from quantkit.version import __version__
 
 app = typer.Typer(
@@ -114,17 +114,20 @@ def schema() -> None:
 @app.command()
 def clean(
     work_dir: WorkDir = Path("build"),
-    yes: Annotated[bool, typer.Option("--yes", help="remove them; without it they are only shown")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove the build folders; without it all is only shown")] = False,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="with --yes: remove the Hub's cache too, which other programs share")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the build folders and the cache hold, and free it with --yes. Published artefacts stay."""
-    spaces = pipeline.leftovers(work_dir)
-    if yes:
-        pipeline.remove(spaces)
+    """Show what the build folders and the Hub's cache hold, and free it. Published artefacts stay."""
+    builds, downloads = pipeline.leftovers(work_dir), cache.repositories()
+    freed = [*(builds if yes else []), *(downloads if yes and hub else [])]
+    pipeline.remove(freed)
     if as_json:
-        _print([{"path": str(path), "nbytes": nbytes, "removed": yes} for path, nbytes in spaces])
+        _print([{"path": str(path), "nbytes": size, "removed": (path, size) in freed} for path, size in [*builds, *downloads]])
     else:
-        screen.show_leftovers(page, spaces, removed=yes)
+        screen.show_leftovers(page, builds, downloads, freed)
 
 
 def _document(path: Path | None, source: str | None, format: str, type: str | None, out: Path | None, checks: bool) -> Document:

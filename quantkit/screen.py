@@ -96,12 +96,18 @@ def show_findings(console: Console, findings: Iterable[Finding]) -> None:
             console.print(f"      {finding.remedy}", highlight=False, markup=False)
 
 
-def show_leftovers(console: Console, spaces: Sequence[tuple[Path, int]], *, removed: bool) -> None:
-    for path, nbytes in spaces:
-        console.print(f"{size(nbytes):>10}  {path}", highlight=False, markup=False)
-    total = size(sum(nbytes for _, nbytes in spaces))
-    said = f"{total} freed" if removed else f"{total} can be freed: quantkit clean --yes"
-    console.print(said if spaces else "nothing to free", highlight=False)
+def show_leftovers(
+    console: Console,
+    builds: Sequence[tuple[Path, int]],
+    downloads: Sequence[tuple[Path, int]],
+    freed: Sequence[tuple[Path, int]],
+) -> None:
+    for what, spaces, how in (("build", builds, "--yes"), ("Hub cache", downloads, "--yes --hub")):
+        for space in spaces:
+            state = "freed" if space in freed else f"quantkit clean {how}"
+            console.print(f"{size(space[1]):>10}  {what:<9}  {space[0]}  ({state})", highlight=False, markup=False)
+    if not builds and not downloads:
+        console.print("nothing to free", highlight=False)
 
 
 def duration(seconds: float) -> str:

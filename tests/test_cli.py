@@ -87,9 +87,18 @@ def test_doctor_finds_this_installation_sound():
 
 
 def test_clean_shows_first_and_frees_when_told(tmp_path):
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "file").write_bytes(b"x" * 1000)
-    assert "can be freed" in quantkit("clean", "--work-dir", tmp_path).stdout
-    assert (tmp_path / "demo" / "file").exists()
-    assert "freed" in quantkit("clean", "--work-dir", tmp_path, "--yes").stdout
-    assert not (tmp_path / "demo").exists()
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    (tmp_path / "build" / "demo" / "file").write_bytes(b"x" * 1000)
+    repository = tmp_path / "hub" / "models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    where = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    shown = quantkit("clean", "--work-dir", tmp_path / "build", **where).stdout
+    assert f"{tmp_path / 'build' / 'demo'}  (quantkit clean --yes)" in shown
+    assert f"{repository}  (quantkit clean --yes --hub)" in shown
+    assert (tmp_path / "build" / "demo" / "file").exists()
+    quantkit("clean", "--work-dir", tmp_path / "build", "--yes", **where)
+    assert not (tmp_path / "build" / "demo").exists()
+    assert repository.exists()
+    quantkit("clean", "--work-dir", tmp_path / "build", "--yes", "--hub", **where)
+    assert not repository.exists()
