@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -51,12 +51,22 @@ class Latency(_Strict):
     decode: int = Field(48, ge=8, description="tokens of the decode measurement")
 
 
+def _or(word: str | bool) -> Callable[[dict[str, Any]], None]:
+    """For the JSON Schema: what a validator accepts in place of a mapping."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        given = schema.pop("anyOf", None) or [{"$ref": schema.pop("$ref")}]
+        schema["anyOf"] = [*given, {"const": word}]
+
+    return extend
+
+
 class Checks(_Strict):
     """What an artefact is held to; a limit is a key that begins with max_ or min_. `report` measures without a gate."""
 
-    perplexity: Perplexity = Perplexity()
-    divergence: Divergence = Divergence()
-    latency: Latency = Latency()
+    perplexity: Perplexity = Field(Perplexity(), json_schema_extra=_or("report"))
+    divergence: Divergence = Field(Divergence(), json_schema_extra=_or("report"))
+    latency: Latency = Field(Latency(), json_schema_extra=_or("report"))
 
     @model_validator(mode="before")
     @classmethod
@@ -121,7 +131,9 @@ class Recipe(_Strict):
     )
     targets: tuple[GgufTarget, ...]
     calibration: Calibration | None = None
-    checks: Checks | None = Field(SANITY_CHECKS, description="false: nothing is measured, and the manifest says so")
+    checks: Checks | None = Field(
+        SANITY_CHECKS, description="false: nothing is measured, and the manifest says so", json_schema_extra=_or(False)
+    )
     publish: tuple[FolderPublish, ...] = ()
     base_model: str | None = Field(
         None, pattern=r"^[\w.-]+/[\w.-]+$", description="for the model card, org/name, where the source does not say"

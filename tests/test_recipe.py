@@ -97,6 +97,12 @@ def test_digest_covers_what_determines_the_bytes_and_nothing_else():
     assert digest(GOOD.replace("Q4_K_M", "Q4_K_M, tokenizer: {pre: llama-bpe}")) != same
 
 
+def test_schema_allows_the_words_that_stand_for_a_mapping():
+    found = recipe.schema()
+    assert {"const": False} in found["properties"]["checks"]["anyOf"]
+    assert {"const": "report"} in found["$defs"]["Checks"]["properties"]["latency"]["anyOf"]
+
+
 def test_schema_is_json_and_knows_the_types():
     text = json.dumps(recipe.schema())
     assert all(f'"{name}"' in text for name in ("Q4_K_M", "max_ratio", "min_decode_ratio", "publish"))
