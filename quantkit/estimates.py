@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quantkit import footprint, planning
 from quantkit.engines import llama_cpp
+from quantkit.formats.gguf import writer
 from quantkit.planning import Missing, Needs, TargetPlan
 from quantkit.recipe import Checks, Recipe
 from quantkit.report import machine
@@ -24,7 +26,7 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
     """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
     files = [_file_bytes(target) for target in targets]
     steps = [
-        sum(footprint.conversion_memory(target.rows, slab_weights=1 << 19, threads=threads).values())
+        sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
         for target in (*targets, baseline)
     ]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
@@ -97,7 +99,7 @@ def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
             yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
     for target in targets:
         if target.fallbacks:
-            share = sum(planning.count(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)
+            share = sum(math.prod(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)
             yield (
                 f"{target.name}: {len(target.fallbacks)} tensors, {100 * share:.0f}% of the weights, cannot have the type that "
                 f"{target.target.type} wants; {target.bits_per_weight:.2f} bits per weight in effect"

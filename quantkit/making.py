@@ -30,11 +30,9 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
     )
     if workspace.recall(path, made_from) is None:
         length = calibration.length
-        cut = corpus.cut(
-            given.path, job.snapshot.tokenizer, chunks=calibration.tokens // length, length=length, name=given.name
-        )
+        tokens = corpus.cut(given.path, job.snapshot.tokenizer, chunks=calibration.tokens // length, length=length)
         found = importance.measure(
-            job.snapshot.config, job.snapshot.weights, cut.tokens, threads=job.threads, progress=job.progress
+            job.snapshot.config, job.snapshot.weights, tokens, threads=job.threads, progress=job.progress
         )
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **found)

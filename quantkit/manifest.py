@@ -141,11 +141,6 @@ class Manifest(_Frozen):
         order: tuple[Verdict, ...] = ("fail", "unresolved", "unchecked", "pass")
         return min((target.verdict for target in self.targets), key=order.index, default="unchecked")
 
-    def write(self, path: Path) -> None:
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-
     @classmethod
     def read(cls, path: Path) -> Manifest:
         return cls.model_validate_json(path.read_text(encoding="utf-8"))

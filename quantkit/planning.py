@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,15 +83,8 @@ def bits_per_weight(rows: Iterable[Row]) -> float:
     for row in rows:
         nbytes += row.nbytes
         if row.source is not None:
-            weights += count(row.shape)
+            weights += math.prod(row.shape)
     return 8 * nbytes / max(weights, 1)
-
-
-def count(shape: Iterable[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def shortages(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ class Snapshot:
     digests: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256, of every weight file; after fetch
 
     def parameters(self) -> int:
-        return sum(int(np.prod(info.shape)) for info in self.weights.infos.values())
+        return sum(math.prod(info.shape) for info in self.weights.infos.values())
 
 
 @dataclass(frozen=True, slots=True)

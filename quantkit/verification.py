@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit import arch, baseline, footprint, walk, workspace
 from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
-from quantkit.calibration.corpus import Corpus
 from quantkit.checks import divergence, integrity, latency, perplexity, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.codecs import gguf_names
@@ -25,15 +25,16 @@ from quantkit.recipe import Latency
 from quantkit.report import machine
 from quantkit.source import text
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
+from quantkit.version import __version__
 
 CHUNK = 512  # tokens; llama-perplexity's
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the original says of the evaluation text: its final hidden states (chunks, 512, width)."""
+    """What the original says of the evaluation text: its tokens (chunks, 512) and final hidden states (chunks, 512, width)."""
 
-    corpus: Corpus
+    tokens: NDArray[np.int32]
     hidden: F32
 
 
@@ -61,15 +62,15 @@ def make_reference(job: Job, given: text.Text, chunks: int) -> Reference:
     """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
     snapshot = job.snapshot
     assert snapshot.tokenizer is not None
-    cut = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK, name=given.name)
+    tokens = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK)
     path = job.work / "reference.npy"
-    made_from = workspace.key(source=layout.source_digest(snapshot), tokens=cut.tokens.tobytes().hex())
+    made_from = workspace.key(source=layout.source_digest(snapshot), tokens=tokens.tobytes().hex(), quantkit=__version__)
     if workspace.recall(path, made_from) is None:
-        hidden = walk.walk(snapshot.config, snapshot.weights, cut.tokens, threads=job.threads, progress=job.progress)
+        hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=job.threads, progress=job.progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, hidden)
         workspace.remember(path, made_from)
-    return Reference(cut, np.load(path))
+    return Reference(tokens, np.load(path))
 
 
 def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, original: Baseline) -> TargetRecord:
@@ -106,7 +107,7 @@ def _score(job: Job, path: Path, reference: Reference) -> Scores:
     head = walk.head(job.snapshot.config, job.snapshot.weights, threads=job.threads)
     runner = llama_cpp.open_runner(path, context=CHUNK, threads=job.threads)
     try:
-        return scoring.score(runner, reference.corpus.tokens, reference.hidden, head, job.progress)
+        return scoring.score(runner, reference.tokens, reference.hidden, head, job.progress)
     finally:
         runner.close()
 
@@ -173,8 +174,8 @@ def _tensors(rows: Sequence[Row], errors: Mapping[str, float]) -> list[TensorRec
 
 
 def _context(pace: Latency) -> int:
-    """The context that holds the latency measurement, in llama.cpp's steps of 256."""
-    return -(-(pace.prompt + pace.decode) // 256) * 256
+    """The context that holds the latency measurement."""
+    return footprint.padded(pace.prompt + pace.decode)
 
 
 def _memory(artefact: Artefact, snapshot: Snapshot, measured: Mapping[int, int]) -> list[MemoryRecord]:

@@ -92,11 +92,6 @@ def recall(path: Path, made_from: str) -> Mapping[str, Any] | None:
     return record if digest(path) == record["sha256"] else None
 
 
-def forget(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _record(path).unlink(missing_ok=True)
-
-
 def empty(folder: Path) -> None:
     """Remove everything but the lock."""
     for path in folder.iterdir():

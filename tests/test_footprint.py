@@ -35,7 +35,6 @@ def test_kv_cache_of_mistral(context: int, gib: float) -> None:
 
 def test_kv_cache_of_smollm2_is_what_llama_cpp_prints() -> None:
     assert [footprint.kv_cache(SMOLLM2, context) / footprint.MiB for context in (512, 2048, 8192)] == [11.25, 45, 180]
-    assert footprint.kv_cache(SMOLLM2, 2048, bytes_per_element=1) == 22.5 * footprint.MiB
 
 
 def test_context_is_padded_to_256() -> None:
@@ -98,7 +97,7 @@ def test_decode_ceiling_of_mistral_q4() -> None:
     """40 GB/s and 4.37 GB of weights with 4k of cache: 8.2 tokens/s."""
     weights = {"token_embd.weight": 75_000_000, "output.weight": 4_370_000_000}
     cache = footprint.kv_cache(MISTRAL, 4096)
-    read = footprint.bytes_per_token(weights, cache)
+    read = footprint.bytes_per_token(weights) + cache
     assert read == 4_370_000_000 + cache
     assert footprint.decode_ceiling(40e9, read) == pytest.approx(8.2, abs=0.1)
     assert footprint.bytes_per_token({"token_embd.weight": 10, "blk.0.attn_q.weight": 5}) == 15  # tied: read as the head
@@ -111,8 +110,8 @@ def test_a_config_without_its_numbers_is_refused() -> None:
 
 def test_estimates_name_their_terms() -> None:
     rows = [row("token_embd.weight", (49152, 576), "Q8_0", 30_081_024)]
-    terms = footprint.conversion_memory(rows, threads=2)
-    assert terms["float32 slabs"] == 2 * 4 * (1 << 22)
+    terms = footprint.conversion_memory(rows, slab_weights=1 << 19, threads=2)
+    assert terms["float32 slabs"] == 2 * 4 * (1 << 19)
     assert terms["encoded tensor"] == 30_081_024
     walk = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
     assert walk["one block"] == 4 * (576 * 64 * 24 + 3 * 576 * 1536)

@@ -55,16 +55,15 @@ def front_matter(manifest: Manifest) -> str:
     return f"---\n{yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)}---"
 
 
-def modelfile(manifest: Manifest, stops: Sequence[str] = ()) -> str:
+def modelfile(manifest: Manifest) -> str:
     """A Modelfile for the first GGUF that passed (or the first). The chat template is the one inside the file.
 
-    num_ctx is the largest context up to 8,192 that runs on a machine of 8 GB; `stops` are written as stop parameters.
+    num_ctx is the largest context up to 8,192 that runs on a machine of 8 GB.
     """
     ggufs = [target for target in manifest.targets if target.format == "gguf"]
     chosen = next((target for target in ggufs if target.verdict == "pass"), ggufs[0])
     context = min(8192, fig.fits(chosen).get(8) or 2048, manifest.source.context_length)
     lines = [f"FROM ./{chosen.file}", f"PARAMETER num_ctx {context}"]
-    lines += [f'PARAMETER stop "{_quoted(stop)}"' for stop in stops]
     lines += [f"# also in this folder: {target.file}" for target in ggufs if target is not chosen]
     return "\n".join(lines) + "\n"
 
@@ -186,7 +185,3 @@ def _text(text: str) -> str:
 
 def _code(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')

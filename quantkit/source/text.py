@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from quantkit.errors import SourceError
+from quantkit.workspace import replacing
 
 BUILTIN = "builtin:python-docs"
 _DATASET = re.compile(
@@ -27,7 +28,7 @@ def fetch(uri: str, folder: Path, cache: Path | None = None) -> Text:
     """The text that `uri` names; one that has to be made is written into `folder`.
 
     builtin:python-docs, hf-dataset://org/name@revision/config/split?column=text, or a file's path.
-    Raises SourceError, UnresolvedError.
+    Raises SourceError, UnresolvedError, ResourceError.
     """
     if uri == BUILTIN:
         return _written(uri, python_docs(), folder / "python-docs.txt")
@@ -48,9 +49,8 @@ def fetch(uri: str, folder: Path, cache: Path | None = None) -> Text:
 def _written(name: str, text: str, path: Path) -> Text:
     data = text.encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return Text(name, path, hashlib.sha256(data).hexdigest())
 
 

@@ -77,12 +77,10 @@ def test_tables_have_as_many_cells_as_heads() -> None:
 
 
 def test_modelfile_takes_what_passed() -> None:
-    text = card.modelfile(sample(), ["<|im_end|>", 'a"b'])
+    text = card.modelfile(sample())
     assert text.splitlines() == [
         "FROM ./Sample-135M-Instruct-with-a-name-that-goes-on-Q4_K_M.gguf",
         "PARAMETER num_ctx 8192",
-        'PARAMETER stop "<|im_end|>"',
-        r'PARAMETER stop "a\"b"',
         "# also in this folder: Sample-135M-Instruct-with-a-name-that-goes-on-Q2_K.gguf",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from quantkit.codecs.gguf import codecs
 from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout
 from quantkit.kernels.finite import first_nonfinite_row
-from quantkit.planning import TargetPlan, count
+from quantkit.planning import TargetPlan
 from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
@@ -108,7 +109,7 @@ def _write_tensors(
 def _encode(row: Row, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:
     """Start encoding a tensor: one task for every slab of rows. A vector is one row."""
     codec, width = codecs()[row.type], row.shape[-1]
-    rows = count(row.shape[:-1])
+    rows = math.prod(row.shape[:-1])
     packed = np.empty((rows, codec.row_bytes(width)), np.uint8)
     step = max(1, SLAB_WEIGHTS // width)
     slabs = [(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -97,15 +97,6 @@ def test_odd_importance_is_harmless(name, weights):
 
 
 @ALL
-def test_rows_stand_alone(name):
-    codec = codecs()[name]
-    rows, weight = gaussian(5), importance()
-    whole = codec.encode(rows, weight)
-    for row in range(5):
-        np.testing.assert_array_equal(codec.encode(rows[row : row + 1], weight)[0], whole[row])
-
-
-@ALL
 def test_zero_rows_and_no_rows(name):
     codec = codecs()[name]
     assert not codec.decode(codec.encode(np.zeros((2, WIDTH), np.float32), None)).any()
