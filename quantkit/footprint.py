@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from quantkit.errors import UnsupportedError
@@ -191,7 +192,7 @@ def decode_ceiling(bandwidth: float, bytes_per_token: float) -> float:
 
 
 def conversion_memory(rows: Iterable[Row], *, slab_weights: int, threads: int) -> dict[str, int]:
-    """Peak RAM of writing a GGUF, by term (their sum is the estimate), for a writer that holds one encoded tensor.
+    """Peak RAM of writing a GGUF, by term (their sum is the estimate), for a writer that encodes a tensor ahead.
 
     Every thread holds a slab of float32 weights and as much again for the search of scales.
     """
@@ -202,7 +203,7 @@ def conversion_memory(rows: Iterable[Row], *, slab_weights: int, threads: int) -
         "process": CONVERSION_PROCESS,
         "float32 slabs": threads * slab * 4,
         "encoder scratch": threads * slab * 4,
-        "encoded tensor": max((row.nbytes for row in rows), default=0),
+        "encoded tensors": max(map(sum, pairwise((0, *(row.nbytes for row in rows))))) if rows else 0,
     }
 
 

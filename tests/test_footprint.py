@@ -112,7 +112,8 @@ def test_estimates_name_their_terms() -> None:
     rows = [row("token_embd.weight", (49152, 576), "Q8_0", 30_081_024)]
     terms = footprint.conversion_memory(rows, slab_weights=1 << 19, threads=2)
     assert terms["float32 slabs"] == 2 * 4 * (1 << 19)
-    assert terms["encoded tensor"] == 30_081_024
+    assert terms["encoded tensors"] == 30_081_024
+    assert footprint.conversion_memory(rows * 3, slab_weights=1, threads=1)["encoded tensors"] == 2 * 30_081_024
     walk = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
     assert walk["one block"] == 4 * (576 * 64 * 24 + 3 * 576 * 1536)
     assert sum(walk.values()) < footprint.GiB

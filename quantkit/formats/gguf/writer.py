@@ -1,4 +1,7 @@
-"""A planned GGUF file, streamed: one tensor resident at a time, its rows encoded by a pool of threads, slab by slab."""
+"""A planned GGUF file, streamed: its tensors one after another, their rows encoded by a pool of threads, slab by slab.
+
+A large tensor is resident with the next one, packed, so that no thread waits for the file.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ def write(
     """Write `plan` to folder/plan.file, under a temporary name until it is whole.
 
     importance: HF tensor name -> E[x^2] per column, for the tensors that have it. The bytes depend neither on `threads` nor
-    on the folder. Raises WeightError for NaN or infinity (naming tensor and row), ResourceError when the disk is full.
+    on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and what the type cannot hold; ResourceError
+    when the disk is full.
     """
     path = folder / plan.file
     started = time.perf_counter()
@@ -128,7 +132,10 @@ def _encode_slab(row: Row, weights: Weights, codec: Codec, importance: F32 | Non
             f"{row.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type too "
             "narrow for it: fetch it again, or ask its publisher"
         )
-    packed[start:stop] = codec.encode(values, importance)
+    try:
+        packed[start:stop] = codec.encode(values, importance)
+    except WeightError as error:
+        raise WeightError(f"{row.source}, of rows {start} to {stop - 1}: {error}") from error
 
 
 def _in_gguf_order(row: Row, packed: U8, snapshot: Snapshot) -> U8:

@@ -132,7 +132,7 @@ def test_read_only_rows_are_taken():
 
 def test_f16_refuses_overflow_and_bf16_saturates():
     rows = np.array([[1.0, 2.0], [65504.0, -7e4]], np.float32)
-    with pytest.raises(WeightError, match=r"row 1 holds 70000, F16 ends at 65504"):
+    with pytest.raises(WeightError, match=r"row 1 of them holds 70000, F16 ends at 65504"):
         codecs()["F16"].encode(rows, None)
     limit = np.array([[np.finfo(np.float32).max]], np.float32)
     assert np.isfinite(codecs()["BF16"].decode(codecs()["BF16"].encode(limit, None))).all()
