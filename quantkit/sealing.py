@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
+from quantkit.codecs import gguf_config
 from quantkit.formats.gguf import naming
 from quantkit.job import Job
 from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord
@@ -78,6 +79,6 @@ def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
         licence=snapshot.licence.id,
         licence_name=snapshot.licence.name,
         licence_link=snapshot.licence.link,
-        context_length=int(snapshot.config.get("max_position_embeddings", 0)),
+        context_length=gguf_config.context_length(snapshot.config),
         already_quantised=", ".join(stored) or None,
     )

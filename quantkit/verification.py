@@ -15,7 +15,7 @@ from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
 from quantkit.checks import divergence, integrity, latency, perplexity, scoring
 from quantkit.checks.scoring import Scores
-from quantkit.codecs import gguf_names
+from quantkit.codecs import gguf_config, gguf_names
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
@@ -180,7 +180,7 @@ def _context(pace: Latency) -> int:
 
 def _memory(artefact: Artefact, snapshot: Snapshot, measured: Mapping[int, int]) -> list[MemoryRecord]:
     """Predicted memory at the contexts that a reader asks about and at the measured ones (context -> peak RSS)."""
-    contexts = {*footprint.standard_contexts(int(snapshot.config["max_position_embeddings"])), *measured}
+    contexts = {*footprint.standard_contexts(gguf_config.context_length(snapshot.config)), *measured}
     isa = machine.instruction_sets()
     predicted = footprint.memory(artefact.nbytes, artefact.rows, snapshot.config, sorted(contexts), instruction_sets=isa)
     return [MemoryRecord(**asdict(item), total=item.total, measured=measured.get(item.context)) for item in predicted]
