@@ -118,7 +118,7 @@ class TargetRecord(_Frozen):
     tensors: list[TensorRecord]
     checks: list[CheckRecord]
     speed: SpeedRecord | None
-    baseline: SpeedRecord | None  # the unquantised model in the same run
+    baseline: SpeedRecord | None  # the unquantised model in the same run, where the whole of it was timed
     baseline_label: str | None
     memory: list[MemoryRecord]
     samples: list[SampleRecord]

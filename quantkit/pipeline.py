@@ -63,7 +63,8 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     """What `convert` would make and need, from headers alone."""
     recipe, name = document.recipe, naming.model_name(snapshot)
     targets = tuple(layout.plan(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
-    needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot), options.workers)
+    work = build_folder(document, options)
+    needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot, work), options.workers)
     return Plan(
         recipe=document.name,
         source=snapshot.uri,
@@ -74,7 +75,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
         targets=targets,
         needs=needs,
         notes=tuple(estimates.notes(snapshot, targets)),
-        missing=tuple(estimates.lacking(recipe, snapshot, targets, needs, build_folder(document, options))),
+        missing=tuple(estimates.lacking(recipe, snapshot, targets, needs, work)),
     )
 
 

@@ -89,14 +89,13 @@ def bits_per_weight(rows: Iterable[Row]) -> float:
 
 def shortages(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
     """Disk and memory that are not there. `folder` need not exist yet; `memory` is what this machine has, bytes."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = psutil.disk_usage(str(existing)).free
+    free = free_disk(folder)
     found = []
     if needs.disk > free:
         found.append(
             Missing(
                 "disk",
-                f"{existing} has {size(free)} free and the run needs {size(needs.disk)}; use --work-dir on a larger disk",
+                f"{folder} has {size(free)} free and the run needs {size(needs.disk)}; use --work-dir on a larger disk",
             )
         )
     if needs.memory > memory:
@@ -104,6 +103,12 @@ def shortages(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
             Missing("memory", f"the run needs about {size(needs.memory)} of memory and this machine has {size(memory)}")
         )
     return found
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk of `folder`, which need not exist yet."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    return psutil.disk_usage(str(existing)).free
 
 
 def refuse(plan: Plan) -> None:

@@ -152,7 +152,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Medians over the repeats of one artefact on this machine; each repeat is a child process of its own."""
+    """One file on this machine, from a child process of its own, or the medians over several."""
 
     engine: str
     threads: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
     scores = _score(job, artefact.path, reference)
-    quick, ours, theirs = _time(job, plan, artefact.path, gates.latency, original)
+    quick, speed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
     results = (
         sound,
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
@@ -90,13 +90,12 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
     answers = baseline.answers(job, artefact.path)
     asked = zip(job.recipe.prompts, original.answers, answers, strict=True)
-    measured = {} if original.cut else {_context(gates.latency): ours.peak_rss_bytes}
     return _recorded(job, plan, artefact, results, errors).model_copy(
         update={
-            "speed": SpeedRecord.model_validate(asdict(ours)),
-            "baseline": SpeedRecord.model_validate(asdict(theirs)),
+            "speed": SpeedRecord.model_validate(asdict(speed)),
+            "baseline": SpeedRecord.model_validate(asdict(unquantised)) if unquantised else None,
             "baseline_label": original.label,
-            "memory": _memory(artefact, job.snapshot, measured),
+            "memory": _memory(artefact, job.snapshot, {_context(gates.latency): speed.peak_rss_bytes}),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
@@ -112,12 +111,17 @@ def _score(job: Job, path: Path, reference: Reference) -> Scores:
         runner.close()
 
 
-def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Baseline) -> tuple[CheckResult, Speed, Speed]:
-    """The latency check, and the medians of the artefact and of the baseline."""
+def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Baseline) -> tuple[CheckResult, Speed, Speed | None]:
+    """The latency check, the artefact's own speed, and the unquantised model's unless only a cut of it was timed."""
     measure = partial(llama_cpp.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode, context=_context(pace))
     gate = pace.min_decode_ratio
     with baseline.counterpart(job, plan.target, path, original) as timed:
-        return latency.check(measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=job.progress)
+        result, ours, theirs = latency.check(
+            measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=job.progress
+        )
+    if not original.cut:
+        return result, ours, theirs
+    return replace(result, summary=f"{result.summary}; of {original.label}"), measure(path), None
 
 
 def _recorded(
