@@ -32,7 +32,7 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
     disk = snapshot.download_bytes + sum(files)
     if recipe.calibration is not None:
-        sequences = recipe.calibration.tokens // recipe.calibration.length
+        sequences = recipe.calibration.sequences
         steps.append(
             sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, 1, threads=threads).values())
         )

@@ -52,6 +52,7 @@ def test_every_fault_at_once_with_its_line():
         ("targets: [", "not valid YAML"),
         ("", "this is empty"),
         ("- a\n", "this is a list"),
+        (GOOD + "calibration: {tokens: 512, length: 1024}\n", "tokens: 512 hold no sequence of length: 1024"),
         (GOOD + "checks: {divergence: {max_mean: -1}}\n", "(got -1)"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from quantkit.errors import UnresolvedError
 from quantkit.values import Tokenizer
 
 
-def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int) -> NDArray[np.int32]:
-    """The first `chunks` pieces of `length` tokens of the UTF-8 text at `path`: (chunks, length).
+def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int, seed: int | None = None) -> NDArray[np.int32]:
+    """The first `chunks` pieces of `length` tokens of the UTF-8 text at `path`, or with a seed any of them, in order.
 
     The text is tokenised once and whole; names of special tokens in it are ordinary text. Where the tokenizer begins a
-    text with a BOS token, every chunk's first token is replaced by it (llama.cpp, tools/perplexity). Raises
-    UnresolvedError where the text is too short.
+    text with a BOS token, every chunk's first token is replaced by it (llama.cpp, tools/perplexity). Returns
+    (chunks, length); raises UnresolvedError where the text is too short.
     """
     from tokenizers import Tokenizer as Engine
 
@@ -37,7 +38,11 @@ def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int) -> NDArra
             f"{path.name}: the text is {len(ids)} tokens with this tokenizer, {chunks} chunks of {length} need "
             f"{chunks * length}: use a longer text or at most {len(ids) // length} chunks"
         )
-    tokens = np.array(ids[: chunks * length], np.int32).reshape(chunks, length)
+    pieces: Sequence[int] = range(len(ids) // length)
+    if seed is not None:
+        dice = random.Random(seed)  # whose random() gives the same numbers in every release of Python
+        pieces = sorted(sorted(pieces, key=lambda _: dice.random())[:chunks])
+    tokens = np.array([ids[piece * length : (piece + 1) * length] for piece in pieces[:chunks]], np.int32)
     if bos is not None:
         tokens[:, 0] = bos
     return tokens

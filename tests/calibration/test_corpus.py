@@ -40,6 +40,15 @@ def test_without_bos_the_text_is_cut_as_it_is(text: Path) -> None:
     assert tokens.dtype == np.int32
 
 
+def test_a_seed_chooses_among_all_pieces_of_the_text(text: Path) -> None:
+    pieces = cut(text, tokenizer(template=False), chunks=10, length=4).tolist()
+    chosen = [cut(text, tokenizer(template=False), chunks=3, length=4, seed=seed).tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert all(piece in pieces for piece in chosen[0])
+    assert chosen[0] == sorted(chosen[0]) != pieces[:3]
+    assert cut(text, tokenizer(template=False), chunks=10, length=4, seed=5).tolist() == pieces
+
+
 def test_bos_goes_before_the_text_and_replaces_the_first_token_of_every_chunk(text: Path) -> None:
     tokens = cut(text, tokenizer(template=True), chunks=2, length=16)
     assert tokens[0].tolist() == [1, *range(5, 20)]
