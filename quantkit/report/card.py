@@ -20,8 +20,7 @@ def card(manifest: Manifest) -> str:
     parts = [
         front_matter(manifest),
         f"# {_text(source.name)}, quantised",
-        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} The results were measured on these files in "
-        "the engines named below them; `report.html` has the rest.",
+        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} {_measured(manifest)}",
         *_notes(manifest),
         "## Results",
         _results(manifest),
@@ -137,13 +136,24 @@ def _how_to_run(manifest: Manifest) -> str:
     return _fenced("\n".join(commands), "sh")
 
 
+def _measured(manifest: Manifest) -> str:
+    if not manifest.text:
+        return (
+            "Nothing was measured on these files; `report.html` says what they hold and what memory they are predicted to take."
+        )
+    return "The results were measured on these files in the engines named below them; `report.html` has the rest."
+
+
 def _limits(manifest: Manifest) -> str:
     said = [
-        f"Checked on {_text(', '.join(f'{name} (sha256 {digest})' for name, digest in manifest.text.items()) or 'no text')}: a "
-        "perplexity ratio holds for text like it.",
-        f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
-        f"{fig.memory(manifest.machine.memory_bytes)}).",
-    ]
+        f"Checked on {_text(name)} (sha256 {digest}): a perplexity ratio holds for text like it."
+        for name, digest in manifest.text.items()
+    ] or ["Not checked: nothing is known of their quality."]
+    if any(target.speed for target in manifest.targets):
+        said.append(
+            f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
+            f"{fig.memory(manifest.machine.memory_bytes)})."
+        )
     said += [
         f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} ({_text(fallback.reason)})."
         for target in manifest.targets
