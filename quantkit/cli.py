@@ -123,7 +123,10 @@ def clean(
     """Show what the build folders and the Hub's cache hold, and free it. Published artefacts stay."""
     builds, downloads = pipeline.leftovers(work_dir), cache.repositories()
     freed = [*(builds if yes else []), *(downloads if yes and hub else [])]
-    pipeline.remove(freed)
+    if yes:
+        pipeline.remove(builds)
+    if yes and hub:
+        cache.remove(downloads)
     if as_json:
         _print([{"path": str(path), "nbytes": size, "removed": (path, size) in freed} for path, size in [*builds, *downloads]])
     else:

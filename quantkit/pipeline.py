@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +51,10 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         if options.force:
             workspace.empty(work)
         job = Job(document.recipe, source.fetch(snapshot, progress), work, options.workers, progress)
-        observed = making.observe(job, plan.targets)
-        artefacts = [making.make(job, target, observed) for target in plan.targets]
-        results = verification.verify_all(job, plan.targets, artefacts)
+        with closing(job.snapshot.weights):
+            observed = making.observe(job, plan.targets)
+            artefacts = [making.make(job, target, observed) for target in plan.targets]
+            results = verification.verify_all(job, plan.targets, artefacts)
         manifest = sealing.seal(job, document, plan, results)
         if sealing.passed(manifest):
             publish(job, manifest)
@@ -116,12 +118,12 @@ def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:
 
 def leftovers(work_dir: Path) -> list[tuple[Path, int]]:
     """Build folders and what they hold, bytes."""
-    folders = sorted(path for path in work_dir.glob("*") if path.is_dir())
+    folders = sorted(path for path in work_dir.glob("*") if workspace.is_one(path))
     return [(path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
 
 
-def remove(spaces: Sequence[tuple[Path, int]]) -> None:
+def remove(builds: Sequence[tuple[Path, int]]) -> None:
     """Free what `leftovers` found. Raises ResourceError for a folder that a run holds."""
-    for path, _ in spaces:
+    for path, _ in builds:
         with workspace.locked(path):
             shutil.rmtree(path)
