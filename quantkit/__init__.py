@@ -41,7 +41,8 @@ def convert(
 
     recipe_or_source: a .yaml file; or hf://org/name@revision, org/name, a folder, a .gguf file, package://module/file.gguf.
     out: where an artefact without a recipe is published. checks=False measures nothing, and the manifest says so; a recipe
-    has its own `publish` and `checks`. threads: 0 is one per core. Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
+    has its own `publish` and `checks`. threads: 0 is one per core.
+    Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
     """
     from quantkit import pipeline
 

@@ -79,6 +79,11 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     """Everything that stops the run, each with its remedy."""
     if snapshot.reconstructed:
         yield Missing("weights", f"{snapshot.uri} has no weights: it can be planned, not run; fetch its .safetensors files")
+    elif snapshot.tokenizer is None:
+        yield Missing(
+            "tokenizer",
+            f"{snapshot.uri} has no tokenizer.json: load its tokenizer with transformers and save it beside the weights",
+        )
     if recipe.checks is not None and llama_cpp.available() is None:
         yield Missing(
             "engine", "the checks run in llama.cpp, which is not installed: make setup, or checks: false in the recipe"

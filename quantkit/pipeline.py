@@ -19,6 +19,7 @@ from quantkit.publish import folder
 from quantkit.recipe import GgufTarget, Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
+from quantkit.source import text
 from quantkit.values import Progress, Snapshot
 
 
@@ -64,6 +65,8 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
 def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULTS) -> Plan:
     """What `convert` would make and need, from headers alone."""
     recipe, name = document.recipe, naming.model_name(snapshot)
+    for uri in recipe.texts():
+        text.verify(uri)
     targets = tuple(layout.plan(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
     work = build_folder(document, options)
     needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot, work), options.workers)

@@ -178,6 +178,11 @@ class Recipe(_Strict):
         """sha256 of every target's digest: the same for two recipes that make the same files of the same source."""
         return _sha256(sorted(self.digest(target) for target in self.targets))
 
+    def texts(self) -> tuple[str, ...]:
+        """The texts that a run reads: for calibration and for its checks."""
+        calibration = (self.calibration.text,) if self.calibration else ()
+        return calibration + ((self.checks.perplexity.text,) if self.checks else ())
+
     def gates(self, target: GgufTarget) -> Checks | None:
         """The recipe's checks with this target's overrides; None when checks are off."""
         if self.checks is None:

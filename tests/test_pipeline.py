@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import quantkit
 from quantkit import pipeline, recipe_file
-from quantkit.errors import CheckFailed, InputError, ResourceError, UnresolvedError
+from quantkit.errors import CheckFailed, InputError, ResourceError, SourceError, UnresolvedError
 from quantkit.manifest import Manifest
 from quantkit.pipeline import Options
 
@@ -133,6 +134,18 @@ def test_too_short_a_text_is_unresolved(recipe, tmp_path):
     with pytest.raises(UnresolvedError, match="2 chunks of 512 need 1024"):
         quantkit.convert(path, work_dir=tmp_path / "build")
     assert not (tmp_path / "published").exists()
+
+
+def test_a_text_or_tokenizer_that_is_not_there_is_said_before_a_weight_is_read(recipe, pico, tmp_path):
+    path = recipe(**{"{chunks: 2": f"{{text: {tmp_path / 'none.txt'}, chunks: 2"})
+    with pytest.raises(SourceError, match=r"none\.txt: no such text file"):
+        quantkit.convert(path, work_dir=tmp_path / "build")
+    bare = tmp_path / "bare"
+    shutil.copytree(pico("llama"), bare)
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer\.json: load its tokenizer with transformers"):
+        quantkit.convert(recipe(source=bare), work_dir=tmp_path / "build")
+    assert not (tmp_path / "build").exists()
 
 
 def test_a_second_run_at_once_says_so(recipe, tmp_path):

@@ -35,15 +35,35 @@ def fetch(uri: str, folder: Path, cache: Path | None = None) -> Text:
     if uri.startswith("hf-dataset://"):
         name, text = _dataset(uri, cache)
         return _written(name, text, folder / (re.sub(r"[^\w.-]+", "-", name.partition("://")[2]) + ".txt"))
-    path = Path(uri.removeprefix("file://")).expanduser()
-    if not path.is_file():
-        raise SourceError(f"{uri}: no such text file; known beside paths: {BUILTIN}, hf-dataset://...")
+    path = _file(uri)
     data = path.read_bytes()
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     return Text(path.name, path, hashlib.sha256(data).hexdigest())
+
+
+def verify(uri: str) -> None:
+    """Raise SourceError for a text that `fetch` would not find or understand; no network is asked."""
+    if uri.startswith("hf-dataset://"):
+        _parsed(uri)
+    elif uri != BUILTIN:
+        _file(uri)
+
+
+def _file(uri: str) -> Path:
+    path = Path(uri.removeprefix("file://")).expanduser()
+    if not path.is_file():
+        raise SourceError(f"{uri}: no such text file; known beside paths: {BUILTIN}, hf-dataset://...")
+    return path
+
+
+def _parsed(uri: str) -> re.Match[str]:
+    match = _DATASET.fullmatch(uri)
+    if match is None:
+        raise SourceError(f"{uri}: expected hf-dataset://org/name@revision/config/split?column=text")
+    return match
 
 
 def _written(name: str, text: str, path: Path) -> Text:
@@ -63,9 +83,7 @@ def python_docs() -> str:
 
 def _dataset(uri: str, cache: Path | None) -> tuple[str, str]:
     """A pinned name and the text of a dataset's column."""
-    match = _DATASET.fullmatch(uri)
-    if match is None:
-        raise SourceError(f"{uri}: expected hf-dataset://org/name@revision/config/split?column=text")
+    match = _parsed(uri)
     repo, revision, config, split = match.group("repo", "revision", "config", "split")
     column = parse_qs(match["query"] or "").get("column", ["text"])[0]
     from quantkit.source import hub
