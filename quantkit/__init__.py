@@ -40,8 +40,9 @@ def convert(
     """Run a recipe file, or make one artefact of a source with `type`; publish it when every gate has passed.
 
     recipe_or_source: a .yaml file; or hf://org/name@revision, org/name, a folder, a .gguf file, package://module/file.gguf.
-    out: where an artefact without a recipe is published. checks=False measures nothing, and the manifest says so.
-    threads: 0 is one per core. Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
+    out: where an artefact without a recipe is published. checks=False measures nothing, and the manifest says so; a recipe
+    has its own `publish` and `checks`. threads: 0 is one per core.
+    Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
     """
     from quantkit import pipeline
 
@@ -71,15 +72,10 @@ def plan(
 
 def _document(given: str | Path, format: str, type: str | None, out: str | Path | None, checks: bool) -> Document:
     from quantkit import recipe_file
-    from quantkit.errors import InputError
 
-    if Path(given).suffix in (".yaml", ".yml"):
-        if type is not None or out is not None:
-            raise InputError(f"{given} is a recipe: its targets and publish say what `type` and `out` would; leave them out")
-        return recipe_file.read(Path(given))
-    if type is None:
-        raise InputError(f"{given} is not a recipe (.yaml): name the type to make, e.g. type='Q4_K_M'")
-    return recipe_file.without_file(str(given), format, type, None if out is None else Path(out), checks)
+    is_recipe = Path(given).suffix in (".yaml", ".yml")
+    path, source = (Path(given), None) if is_recipe else (None, str(given))
+    return recipe_file.of_call(path, source, format=format, type=type, out=None if out is None else Path(out), checks=checks)
 
 
 def _options(only: Sequence[str], threads: int, force: bool, work_dir: str | Path) -> Options:

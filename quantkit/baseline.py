@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
-from quantkit import arch, footprint
+from quantkit import arch, footprint, planning
 from quantkit.checks import samples
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
@@ -54,23 +52,22 @@ class FirstLayers:
         self.whole.close()
 
 
-def plan(snapshot: Snapshot) -> TargetPlan:
-    """The baseline of this model: whole where it fits, else a cut."""
+def plan(snapshot: Snapshot, folder: Path) -> TargetPlan:
+    """The baseline of this model in `folder`: whole where it fits, else a cut."""
     whole = _plan(snapshot, TARGET)
-    return whole if fits(whole, snapshot) else _plan(first_layers(snapshot), TARGET)
+    return whole if fits(whole, snapshot, folder) else _plan(first_layers(snapshot), TARGET)
 
 
-def fits(whole: TargetPlan, snapshot: Snapshot, *, memory: int | None = None, disk: int | None = None) -> bool:
-    """Whether the F16 file can be held on disk and run in memory; bytes, by default what this machine has."""
+def fits(whole: TargetPlan, snapshot: Snapshot, folder: Path) -> bool:
+    """Whether the F16 file can be held in `folder`, which need not exist yet, and run in this machine's memory."""
     nbytes = sum(row.nbytes for row in whole.rows)
     need = footprint.memory(nbytes, whole.rows, snapshot.config, [ANSWER_CONTEXT])[0].total
-    disk = psutil.disk_usage(".").free if disk is None else disk
-    return need < 0.9 * (machine.memory_bytes() if memory is None else memory) and nbytes < 0.9 * disk
+    return need < 0.9 * machine.memory_bytes() and nbytes < 0.9 * planning.free_disk(folder)
 
 
-def first_layers(snapshot: Snapshot, layers: int = CUT_LAYERS) -> Snapshot:
-    """The same checkpoint with its first layers alone."""
-    config = {**snapshot.config, "num_hidden_layers": min(layers, snapshot.config["num_hidden_layers"])}
+def first_layers(snapshot: Snapshot) -> Snapshot:
+    """The same checkpoint with its first CUT_LAYERS layers alone."""
+    config = {**snapshot.config, "num_hidden_layers": min(CUT_LAYERS, snapshot.config["num_hidden_layers"])}
     held = arch.expected(arch.find(config), config)
     infos = {name: info for name, info in snapshot.weights.infos.items() if name in held}
     return replace(snapshot, config=config, weights=FirstLayers(snapshot.weights, infos))
@@ -79,11 +76,11 @@ def first_layers(snapshot: Snapshot, layers: int = CUT_LAYERS) -> Snapshot:
 @contextmanager
 def made(job: Job) -> Iterator[Baseline]:
     """The baseline, while the block runs."""
-    cut = not fits(_plan(job.snapshot, TARGET), job.snapshot)
+    cut = not fits(_plan(job.snapshot, TARGET), job.snapshot, job.work)
     path = _write(job, TARGET, cut)
     try:
         if cut:
-            label = f"F16 of the first {CUT_LAYERS} layers, beside the same layers as this type: the whole does not fit here"
+            label = f"F16 of the first {CUT_LAYERS} layers, beside those layers as this type (the whole does not fit here)"
             yield Baseline(path, label, True, (NO_ANSWER,) * len(job.recipe.prompts))
         else:
             yield Baseline(path, "F16 of the same weights", False, answers(job, path))

@@ -15,7 +15,6 @@ from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
 from quantkit.progress import shown
-from quantkit.recipe_file import Document
 from quantkit.source import cache, describe
 from quantkit.version import __version__
 
@@ -63,7 +62,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Make the artefacts, check them in their engine, report, and publish when every gate has passed."""
-    document = _document(recipe_path, source, format, type, out, checks)
+    document = recipe_file.of_call(recipe_path, source, format=format, type=type, out=out, checks=checks)
     options = Options(work_dir=work_dir, threads=threads, only=tuple(only or ()), force=force)
     with shown(err) as progress:
         manifest = pipeline.convert(document, options, progress)
@@ -84,7 +83,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would make and need, tensor by tensor, before any weight is read."""
-    document = _document(recipe_path, source, format, type, None, True)
+    document = recipe_file.of_call(recipe_path, source, format=format, type=type, out=None, checks=True)
     options = Options(work_dir=work_dir, only=tuple(only or ()))
     made = pipeline.make_plan(document, describe(document.recipe.source), options)
     if as_json:
@@ -123,22 +122,14 @@ def clean(
     """Show what the build folders and the Hub's cache hold, and free it. Published artefacts stay."""
     builds, downloads = pipeline.leftovers(work_dir), cache.repositories()
     freed = [*(builds if yes else []), *(downloads if yes and hub else [])]
-    pipeline.remove(freed)
+    if yes:
+        pipeline.remove(builds)
+    if yes and hub:
+        cache.remove(downloads)
     if as_json:
         _print([{"path": str(path), "nbytes": size, "removed": (path, size) in freed} for path, size in [*builds, *downloads]])
     else:
         screen.show_leftovers(page, builds, downloads, freed)
-
-
-def _document(path: Path | None, source: str | None, format: str, type: str | None, out: Path | None, checks: bool) -> Document:
-    if path is not None:
-        if type is not None:
-            raise InputError("a recipe and --type exclude each other; change the recipe's targets, or leave the recipe out")
-        document = recipe_file.read(path)
-        return document if source is None else document.with_source(source)
-    if source is None or type is None:
-        raise InputError("give a recipe (quantkit run recipes/demo.yaml), or --source and --type")
-    return recipe_file.without_file(source, format, type, out, checks)
 
 
 def _print(document: Any) -> None:

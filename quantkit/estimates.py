@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quantkit import footprint, planning
 from quantkit.engines import llama_cpp
+from quantkit.formats.gguf import writer
 from quantkit.planning import Missing, Needs, TargetPlan
 from quantkit.recipe import Checks, Recipe
 from quantkit.report import machine
@@ -24,13 +26,13 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
     """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
     files = [_file_bytes(target) for target in targets]
     steps = [
-        sum(footprint.conversion_memory(target.rows, slab_weights=1 << 19, threads=threads).values())
+        sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
         for target in (*targets, baseline)
     ]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
     disk = snapshot.download_bytes + sum(files)
     if recipe.calibration is not None:
-        sequences = recipe.calibration.tokens // recipe.calibration.length
+        sequences = recipe.calibration.sequences
         steps.append(
             sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, 1, threads=threads).values())
         )
@@ -77,6 +79,11 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     """Everything that stops the run, each with its remedy."""
     if snapshot.reconstructed:
         yield Missing("weights", f"{snapshot.uri} has no weights: it can be planned, not run; fetch its .safetensors files")
+    elif snapshot.tokenizer is None:
+        yield Missing(
+            "tokenizer",
+            f"{snapshot.uri} has no tokenizer.json: load its tokenizer with transformers and save it beside the weights",
+        )
     if recipe.checks is not None and llama_cpp.available() is None:
         yield Missing(
             "engine", "the checks run in llama.cpp, which is not installed: make setup, or checks: false in the recipe"
@@ -91,13 +98,11 @@ def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
     """What a reader of the plan should know."""
     if snapshot.reconstructed:
         yield "the list of tensors is reconstructed from config.json by transformers' model; no weights were seen"
-    if snapshot.kind == "gguf":
-        stored = ", ".join(sorted({info.dtype for info in snapshot.weights.infos.values()} - {"F32", "F16", "BF16"}))
-        if stored:
-            yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
+    if stored := snapshot.quantised():
+        yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
     for target in targets:
         if target.fallbacks:
-            share = sum(planning.count(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)
+            share = sum(math.prod(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)
             yield (
                 f"{target.name}: {len(target.fallbacks)} tensors, {100 * share:.0f}% of the weights, cannot have the type that "
                 f"{target.target.type} wants; {target.bits_per_weight:.2f} bits per weight in effect"

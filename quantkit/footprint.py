@@ -7,8 +7,10 @@ The slow test of `tests/test_footprint.py` repeats it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from quantkit.errors import UnsupportedError
@@ -17,9 +19,10 @@ from quantkit.values import Row
 MiB = 1 << 20
 GiB = 1 << 30
 
-UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens
+UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens: its own default
 LLAMA_CPP_PROCESS = 46 * MiB  # Python, NumPy and llama.cpp's libraries; after loading, thread stacks and the graph
 TORCH_PROCESS = 380 * MiB  # Python with torch and a transformers model class
+CONVERSION_PROCESS = 220 * MiB  # Python with NumPy, numba's compiler, gguf and tokenizers
 TOKENIZER_BYTES = 347  # per vocabulary entry, its merge included; measured at 49,152 and 128,256 entries
 
 MACHINES = (8, 12, 16, 24, 32, 64)  # GiB
@@ -51,7 +54,6 @@ class Dimensions:
     heads: int
     kv_heads: int
     head_dim: int
-    tied: bool
     windowed_layers: int
     window: int
 
@@ -92,27 +94,26 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        tied=bool(config.get("tie_word_embeddings", False)),
         windowed_layers=sum(kind == "sliding_attention" for kind in kinds) if windowed else 0,
         window=int(config["sliding_window"]) if windowed else 0,
     )
 
 
-def _padded(tokens: int) -> int:
-    """llama.cpp allocates its cache in steps of 256 tokens."""
+def padded(tokens: int) -> int:
+    """The context that llama.cpp makes for so many tokens: its cache grows in steps of 256."""
     return -(-tokens // 256) * 256
 
 
-def kv_cache(config: Mapping[str, Any], context: int, bytes_per_element: int = 2, ubatch: int = UBATCH) -> int:
-    """Bytes of keys and values at `context`: full layers hold all, windowed ones the window and a micro-batch."""
+def kv_cache(config: Mapping[str, Any], context: int) -> int:
+    """Bytes of keys and values in float16 at `context`: full layers hold all, windowed ones the window and a micro-batch."""
     d = dimensions(config)
-    full = _padded(context)
-    short = min(full, _padded(d.window + ubatch))
+    full = padded(context)
+    short = min(full, padded(d.window + UBATCH))
     tokens = full * (d.layers - d.windowed_layers) + short * d.windowed_layers
-    return 2 * tokens * d.kv_heads * d.head_dim * bytes_per_element
+    return 2 * tokens * d.kv_heads * d.head_dim * 2
 
 
-def compute_buffer(config: Mapping[str, Any], context: int, ubatch: int = UBATCH, outputs: int = 1) -> int:
+def compute_buffer(config: Mapping[str, Any], context: int, outputs: int = 1) -> int:
     """Bytes of llama.cpp's compute and output buffers that a run touches.
 
     The larger of two moments counts: inside a block (residual, normed and gate/up activations in float32, the
@@ -121,8 +122,8 @@ def compute_buffer(config: Mapping[str, Any], context: int, ubatch: int = UBATCH
     written take no memory.
     """
     d = dimensions(config)
-    block = ubatch * (4 * (4 * d.hidden + 3 * d.intermediate) + 2 * _padded(context))
-    logits = 4 * (outputs * d.vocabulary + 2 * ubatch * d.hidden)
+    block = UBATCH * (4 * (4 * d.hidden + 3 * d.intermediate) + 2 * padded(context))
+    logits = 4 * (outputs * d.vocabulary + 2 * UBATCH * d.hidden)
     return max(block, logits) + 4 * outputs * d.vocabulary
 
 
@@ -153,13 +154,12 @@ def memory(
     *,
     instruction_sets: Iterable[str] = (),
     outputs: int = 1,
-    process: int = LLAMA_CPP_PROCESS,
 ) -> list[Memory]:
     """Predicted memory of a GGUF file of `nbytes` in llama.cpp with each context filled, in the order given.
 
-    `process` is the engine's process without a model; `instruction_sets` are named as report/machine.py names them.
+    `instruction_sets` are named as report/machine.py names them.
     """
-    overhead = process + TOKENIZER_BYTES * dimensions(config).vocabulary + repacked(rows, instruction_sets)
+    overhead = LLAMA_CPP_PROCESS + TOKENIZER_BYTES * dimensions(config).vocabulary + repacked(rows, instruction_sets)
     return [
         Memory(context, nbytes, kv_cache(config, context), compute_buffer(config, context, outputs=outputs), overhead)
         for context in contexts
@@ -172,20 +172,18 @@ def standard_contexts(limit: int) -> list[int]:
     return [*powers, limit]
 
 
-def machine_classes(
-    totals: Mapping[int, int], machines: Sequence[int] = MACHINES, reserve: int = OS_RESERVE
-) -> dict[int, int | None]:
-    """Machine size in GiB -> largest context of `totals` (context -> bytes) that fits beside the reserve; or None."""
+def machine_classes(totals: Mapping[int, int]) -> dict[int, int | None]:
+    """Machine size in GiB -> largest context of `totals` (context -> bytes) that fits beside OS_RESERVE; or None."""
     return {
-        size: max((context for context, total in totals.items() if total <= size * GiB - reserve), default=None)
-        for size in machines
+        size: max((context for context, total in totals.items() if total <= size * GiB - OS_RESERVE), default=None)
+        for size in MACHINES
     }
 
 
-def bytes_per_token(nbytes: Mapping[str, int], kv_cache: int = 0) -> int:
-    """Bytes that decoding one token reads: every tensor (name -> bytes) but an untied embedding, and the cache."""
+def bytes_per_token(nbytes: Mapping[str, int]) -> int:
+    """Bytes of weights that decoding one token reads: every tensor (name -> bytes) but an untied embedding."""
     embedding = nbytes.get("token_embd.weight", 0) if "output.weight" in nbytes else 0
-    return sum(nbytes.values()) - embedding + kv_cache
+    return sum(nbytes.values()) - embedding
 
 
 def decode_ceiling(bandwidth: float, bytes_per_token: float) -> float:
@@ -193,22 +191,19 @@ def decode_ceiling(bandwidth: float, bytes_per_token: float) -> float:
     return bandwidth / bytes_per_token
 
 
-def conversion_memory(
-    rows: Iterable[Row], *, slab_weights: int = 1 << 22, threads: int = 1, process: int = 220 * MiB
-) -> dict[str, int]:
-    """Peak RAM of writing a GGUF, by term (their sum is the estimate), for a writer that holds one encoded tensor.
+def conversion_memory(rows: Iterable[Row], *, slab_weights: int, threads: int) -> dict[str, int]:
+    """Peak RAM of writing a GGUF, by term (their sum is the estimate), for a writer that encodes a tensor ahead.
 
-    `process` is Python with NumPy, numba's compiler, gguf and tokenizers; every thread holds a slab of float32 weights
-    and as much again for the search of scales.
+    Every thread holds a slab of float32 weights and as much again for the search of scales.
     """
     rows = tuple(rows)
-    largest = max((_weights(row) for row in rows), default=0)
+    largest = max((math.prod(row.shape) for row in rows), default=0)
     slab = min(slab_weights, largest)
     return {
-        "process": process,
+        "process": CONVERSION_PROCESS,
         "float32 slabs": threads * slab * 4,
         "encoder scratch": threads * slab * 4,
-        "encoded tensor": max((row.nbytes for row in rows), default=0),
+        "encoded tensors": max(map(sum, pairwise((0, *(row.nbytes for row in rows))))) if rows else 0,
     }
 
 
@@ -249,10 +244,3 @@ def head_memory(config: Mapping[str, Any], sequences: int, length: int) -> dict[
         "head": head if head <= GiB else 64 * MiB,
         "logits": 2 * 4 * length * d.vocabulary,
     }
-
-
-def _weights(row: Row) -> int:
-    count = 1
-    for extent in row.shape:
-        count *= extent
-    return count

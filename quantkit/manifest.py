@@ -118,7 +118,7 @@ class TargetRecord(_Frozen):
     tensors: list[TensorRecord]
     checks: list[CheckRecord]
     speed: SpeedRecord | None
-    baseline: SpeedRecord | None  # the unquantised model in the same run
+    baseline: SpeedRecord | None  # the unquantised model in the same run, where the whole of it was timed
     baseline_label: str | None
     memory: list[MemoryRecord]
     samples: list[SampleRecord]
@@ -140,11 +140,6 @@ class Manifest(_Frozen):
         """The worst verdict of all targets."""
         order: tuple[Verdict, ...] = ("fail", "unresolved", "unchecked", "pass")
         return min((target.verdict for target in self.targets), key=order.index, default="unchecked")
-
-    def write(self, path: Path) -> None:
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:

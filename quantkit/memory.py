@@ -14,12 +14,15 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """Peak resident memory since the last `reset_peak`; where that is not offered, since the process began."""
+    """Peak resident memory since the last `reset_peak`; where that is not offered, since the process began.
+
+    On Linux VmHWM, because ru_maxrss is inherited from the parent.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

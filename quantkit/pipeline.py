@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from quantkit.publish import folder
 from quantkit.recipe import GgufTarget, Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
+from quantkit.source import text
 from quantkit.values import Progress, Snapshot
 
 
@@ -50,9 +52,10 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         if options.force:
             workspace.empty(work)
         job = Job(document.recipe, source.fetch(snapshot, progress), work, options.workers, progress)
-        observed = making.observe(job, plan.targets)
-        artefacts = [making.make(job, target, observed) for target in plan.targets]
-        results = verification.verify_all(job, plan.targets, artefacts)
+        with closing(job.snapshot.weights):
+            observed = making.observe(job, plan.targets)
+            artefacts = [making.make(job, target, observed) for target in plan.targets]
+            results = verification.verify_all(job, plan.targets, artefacts)
         manifest = sealing.seal(job, document, plan, results)
         if sealing.passed(manifest):
             publish(job, manifest)
@@ -62,8 +65,11 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
 def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULTS) -> Plan:
     """What `convert` would make and need, from headers alone."""
     recipe, name = document.recipe, naming.model_name(snapshot)
+    for uri in recipe.texts():
+        text.verify(uri)
     targets = tuple(layout.plan(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
-    needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot), options.workers)
+    work = build_folder(document, options)
+    needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot, work), options.workers)
     return Plan(
         recipe=document.name,
         source=snapshot.uri,
@@ -74,7 +80,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
         targets=targets,
         needs=needs,
         notes=tuple(estimates.notes(snapshot, targets)),
-        missing=tuple(estimates.lacking(recipe, snapshot, targets, needs, build_folder(document, options))),
+        missing=tuple(estimates.lacking(recipe, snapshot, targets, needs, work)),
     )
 
 
@@ -115,12 +121,12 @@ def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:
 
 def leftovers(work_dir: Path) -> list[tuple[Path, int]]:
     """Build folders and what they hold, bytes."""
-    folders = sorted(path for path in work_dir.glob("*") if path.is_dir())
+    folders = sorted(path for path in work_dir.glob("*") if workspace.is_one(path))
     return [(path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
 
 
-def remove(spaces: Sequence[tuple[Path, int]]) -> None:
+def remove(builds: Sequence[tuple[Path, int]]) -> None:
     """Free what `leftovers` found. Raises ResourceError for a folder that a run holds."""
-    for path, _ in spaces:
+    for path, _ in builds:
         with workspace.locked(path):
             shutil.rmtree(path)

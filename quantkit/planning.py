@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Needs:
 class Missing:
     """Something that stops the run, and the remedy."""
 
-    kind: str  # engine, memory, disk, weights, strict
+    kind: str  # engine, memory, disk, weights, tokenizer, strict
     message: str
 
 
@@ -82,27 +83,19 @@ def bits_per_weight(rows: Iterable[Row]) -> float:
     for row in rows:
         nbytes += row.nbytes
         if row.source is not None:
-            weights += count(row.shape)
+            weights += math.prod(row.shape)
     return 8 * nbytes / max(weights, 1)
-
-
-def count(shape: Iterable[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def shortages(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
     """Disk and memory that are not there. `folder` need not exist yet; `memory` is what this machine has, bytes."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = psutil.disk_usage(str(existing)).free
+    free = free_disk(folder)
     found = []
     if needs.disk > free:
         found.append(
             Missing(
                 "disk",
-                f"{existing} has {size(free)} free and the run needs {size(needs.disk)}; use --work-dir on a larger disk",
+                f"{folder} has {size(free)} free and the run needs {size(needs.disk)}; use --work-dir on a larger disk",
             )
         )
     if needs.memory > memory:
@@ -112,13 +105,19 @@ def shortages(needs: Needs, folder: Path, *, memory: int) -> list[Missing]:
     return found
 
 
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk of `folder`, which need not exist yet."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    return psutil.disk_usage(str(existing)).free
+
+
 def refuse(plan: Plan) -> None:
     """Raise what stops the run, all of it in one message: ResourceError, UnresolvedError (exit 4) for an engine, InputError."""
     if not plan.missing:
         return
     message = "\n".join(missing.message for missing in plan.missing)
     kinds = {missing.kind for missing in plan.missing}
-    if kinds & {"strict", "weights"}:
+    if kinds & {"strict", "weights", "tokenizer"}:
         raise InputError(message)
     raise UnresolvedError(message) if kinds == {"engine"} else ResourceError(message)
 

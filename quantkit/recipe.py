@@ -112,9 +112,19 @@ class Calibration(_Strict):
     """The text whose activations say which weights matter."""
 
     text: str = DEFAULT_TEXT
-    tokens: int = Field(32768, ge=512)
-    length: int = Field(512, ge=64, le=8192)
-    seed: int = Field(0, ge=0)
+    tokens: int = Field(32768, ge=512, description="in all; as many whole sequences as they hold")
+    length: int = Field(512, ge=64, le=8192, description="of one sequence, tokens")
+    seed: int = Field(0, ge=0, description="chooses the sequences among those of the text")
+
+    @model_validator(mode="after")
+    def _holds_a_sequence(self) -> Calibration:
+        if self.tokens < self.length:
+            raise ValueError(f"tokens: {self.tokens} hold no sequence of length: {self.length}; give more, or a shorter length")
+        return self
+
+    @property
+    def sequences(self) -> int:
+        return self.tokens // self.length
 
 
 class FolderPublish(_Strict):
@@ -179,6 +189,11 @@ class Recipe(_Strict):
     def whole_digest(self) -> str:
         """sha256 of every target's digest: the same for two recipes that make the same files of the same source."""
         return _sha256(sorted(self.digest(target) for target in self.targets))
+
+    def texts(self) -> tuple[str, ...]:
+        """The texts that a run reads: for calibration and for its checks."""
+        calibration = (self.calibration.text,) if self.calibration else ()
+        return calibration + ((self.checks.perplexity.text,) if self.checks else ())
 
     def gates(self, target: GgufTarget) -> Checks | None:
         """The recipe's checks with this target's overrides; None when checks are off."""

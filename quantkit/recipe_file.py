@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from quantkit.errors import RecipeError
+from quantkit.errors import InputError, RecipeError
 from quantkit.recipe import Recipe
 
 
@@ -42,6 +42,25 @@ def read(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     return parse(text, path.stem, str(path))
+
+
+def of_call(
+    path: Path | None, source: str | None, *, format: str, type: str | None, out: Path | None, checks: bool
+) -> Document:
+    """What a call asks for: a recipe's file, for another source where one is given, or a source and the type to make of it.
+
+    Raises RecipeError, and InputError for what the recipe says and the call says again.
+    """
+    if path is None:
+        if source is None or type is None:
+            raise InputError("give a recipe (.yaml), or a source and the type to make of it, e.g. Q4_K_M")
+        return without_file(source, format, type, out, checks)
+    if type is not None or out is not None or not checks:
+        raise InputError(
+            f"{path} is a recipe: its targets, publish and checks say what type, out and no checks would; change it"
+        )
+    document = read(path)
+    return document if source is None else document.with_source(source)
 
 
 def without_file(source: str, format: str, type: str, out: Path | None, checks: bool) -> Document:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from quantkit.doctor import Finding
@@ -20,7 +21,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     """Every tensor's type with its reason (blocks that share one are one line), sizes, needs, notes, what is missing."""
     origin = plan.source + (f" @ {plan.commit[:12]}" if plan.commit else "")
     console.print(
-        f"[bold]{plan.recipe}[/]: {origin}, {plan.architecture}, {plan.parameters / 1e6:.1f} M weights", highlight=False
+        f"[bold]{escape(plan.recipe)}[/]: {escape(origin)}, {plan.architecture}, {plan.parameters / 1e6:.1f} M weights",
+        highlight=False,
     )
     for target in plan.targets:
         _show_target(console, target)
@@ -39,7 +41,8 @@ def show_plan(console: Console, plan: Plan) -> None:
 def _show_target(console: Console, target: TargetPlan) -> None:
     nbytes = f"{target.nbytes:,} bytes exactly" if target.nbytes else "size known once the tokenizer is"
     console.print(
-        f"\n[bold]{target.name}[/] -> {target.file}: {nbytes}, {target.bits_per_weight:.2f} bits per weight", highlight=False
+        f"\n[bold]{target.name}[/] -> {escape(target.file)}: {nbytes}, {target.bits_per_weight:.2f} bits per weight",
+        highlight=False,
     )
     listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("tensor", "shape", "from", "type", "why"):

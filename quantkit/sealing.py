@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
+from quantkit.codecs import gguf_config
 from quantkit.formats.gguf import naming
 from quantkit.job import Job
 from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord
@@ -15,8 +16,6 @@ from quantkit.values import Snapshot
 from quantkit.verification import Results
 from quantkit.version import __version__
 from quantkit.workspace import replacing
-
-FLOATS = {"F32", "F16", "BF16"}
 
 
 def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest:
@@ -65,7 +64,6 @@ def _machine(results: Results) -> MachineRecord:
 
 
 def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
-    stored = sorted({info.dtype for info in snapshot.weights.infos.values()} - FLOATS)
     return SourceRecord(
         uri=snapshot.uri,
         kind=snapshot.kind,
@@ -78,6 +76,6 @@ def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
         licence=snapshot.licence.id,
         licence_name=snapshot.licence.name,
         licence_link=snapshot.licence.link,
-        context_length=int(snapshot.config.get("max_position_embeddings", 0)),
-        already_quantised=", ".join(stored) or None,
+        context_length=gguf_config.context_length(snapshot.config),
+        already_quantised=snapshot.quantised(),
     )

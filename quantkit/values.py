@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+
+FLOATS = frozenset({"F32", "F16", "BF16"})
+"""Types that hold weights as trained."""
 
 Progress = Callable[[str, float, float], None]
 """progress(what, done, total): called by long work with its step's name and position; drawing it is the caller's."""
@@ -98,7 +102,11 @@ class Snapshot:
     digests: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256, of every weight file; after fetch
 
     def parameters(self) -> int:
-        return sum(int(np.prod(info.shape)) for info in self.weights.infos.values())
+        return sum(math.prod(info.shape) for info in self.weights.infos.values())
+
+    def quantised(self) -> str | None:
+        """The types of a checkpoint that is itself quantised, "Q4_1, Q6_K"; None for weights as trained."""
+        return ", ".join(sorted({info.dtype for info in self.weights.infos.values()} - FLOATS)) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Medians over the repeats of one artefact on this machine; each repeat is a child process of its own."""
+    """One file on this machine, from a child process of its own, or the medians over several."""
 
     engine: str
     threads: int

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit import arch, baseline, footprint, walk, workspace
 from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
-from quantkit.calibration.corpus import Corpus
 from quantkit.checks import divergence, integrity, latency, perplexity, scoring
 from quantkit.checks.scoring import Scores
-from quantkit.codecs import gguf_names
+from quantkit.codecs import gguf_config, gguf_names
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
@@ -25,15 +25,16 @@ from quantkit.recipe import Latency
 from quantkit.report import machine
 from quantkit.source import text
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
+from quantkit.version import __version__
 
 CHUNK = 512  # tokens; llama-perplexity's
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the original says of the evaluation text: its final hidden states (chunks, 512, width)."""
+    """What the original says of the evaluation text: its tokens (chunks, 512) and final hidden states (chunks, 512, width)."""
 
-    corpus: Corpus
+    tokens: NDArray[np.int32]
     hidden: F32
 
 
@@ -61,15 +62,15 @@ def make_reference(job: Job, given: text.Text, chunks: int) -> Reference:
     """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
     snapshot = job.snapshot
     assert snapshot.tokenizer is not None
-    cut = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK, name=given.name)
+    tokens = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK)
     path = job.work / "reference.npy"
-    made_from = workspace.key(source=layout.source_digest(snapshot), tokens=cut.tokens.tobytes().hex())
+    made_from = workspace.key(source=layout.source_digest(snapshot), tokens=tokens.tobytes().hex(), quantkit=__version__)
     if workspace.recall(path, made_from) is None:
-        hidden = walk.walk(snapshot.config, snapshot.weights, cut.tokens, threads=job.threads, progress=job.progress)
+        hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=job.threads, progress=job.progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, hidden)
         workspace.remember(path, made_from)
-    return Reference(cut, np.load(path))
+    return Reference(tokens, np.load(path))
 
 
 def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, original: Baseline) -> TargetRecord:
@@ -80,7 +81,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
     scores = _score(job, artefact.path, reference)
-    quick, ours, theirs = _time(job, plan, artefact.path, gates.latency, original)
+    quick, speed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
     results = (
         sound,
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
@@ -89,13 +90,12 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
     answers = baseline.answers(job, artefact.path)
     asked = zip(job.recipe.prompts, original.answers, answers, strict=True)
-    measured = {} if original.cut else {_context(gates.latency): ours.peak_rss_bytes}
     return _recorded(job, plan, artefact, results, errors).model_copy(
         update={
-            "speed": SpeedRecord.model_validate(asdict(ours)),
-            "baseline": SpeedRecord.model_validate(asdict(theirs)),
+            "speed": SpeedRecord.model_validate(asdict(speed)),
+            "baseline": SpeedRecord.model_validate(asdict(unquantised)) if unquantised else None,
             "baseline_label": original.label,
-            "memory": _memory(artefact, job.snapshot, measured),
+            "memory": _memory(artefact, job.snapshot, {_context(gates.latency): speed.peak_rss_bytes}),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
@@ -106,17 +106,22 @@ def _score(job: Job, path: Path, reference: Reference) -> Scores:
     head = walk.head(job.snapshot.config, job.snapshot.weights, threads=job.threads)
     runner = llama_cpp.open_runner(path, context=CHUNK, threads=job.threads)
     try:
-        return scoring.score(runner, reference.corpus.tokens, reference.hidden, head, job.progress)
+        return scoring.score(runner, reference.tokens, reference.hidden, head, job.progress)
     finally:
         runner.close()
 
 
-def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Baseline) -> tuple[CheckResult, Speed, Speed]:
-    """The latency check, and the medians of the artefact and of the baseline."""
+def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Baseline) -> tuple[CheckResult, Speed, Speed | None]:
+    """The latency check, the artefact's own speed, and the unquantised model's unless only a cut of it was timed."""
     measure = partial(llama_cpp.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode, context=_context(pace))
     gate = pace.min_decode_ratio
     with baseline.counterpart(job, plan.target, path, original) as timed:
-        return latency.check(measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=job.progress)
+        result, ours, theirs = latency.check(
+            measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=job.progress
+        )
+    if not original.cut:
+        return result, ours, theirs
+    return replace(result, summary=f"{result.summary}; of {original.label}"), measure(path), None
 
 
 def _recorded(
@@ -173,13 +178,13 @@ def _tensors(rows: Sequence[Row], errors: Mapping[str, float]) -> list[TensorRec
 
 
 def _context(pace: Latency) -> int:
-    """The context that holds the latency measurement, in llama.cpp's steps of 256."""
-    return -(-(pace.prompt + pace.decode) // 256) * 256
+    """The context that holds the latency measurement."""
+    return footprint.padded(pace.prompt + pace.decode)
 
 
 def _memory(artefact: Artefact, snapshot: Snapshot, measured: Mapping[int, int]) -> list[MemoryRecord]:
     """Predicted memory at the contexts that a reader asks about and at the measured ones (context -> peak RSS)."""
-    contexts = {*footprint.standard_contexts(int(snapshot.config["max_position_embeddings"])), *measured}
+    contexts = {*footprint.standard_contexts(gguf_config.context_length(snapshot.config)), *measured}
     isa = machine.instruction_sets()
     predicted = footprint.memory(artefact.nbytes, artefact.rows, snapshot.config, sorted(contexts), instruction_sets=isa)
     return [MemoryRecord(**asdict(item), total=item.total, measured=measured.get(item.context)) for item in predicted]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import ResourceError
+from quantkit.errors import InputError, ResourceError
 
 PARTIAL = ".partial"
 LOCK = ".lock"
@@ -27,8 +27,10 @@ LOCK = ".lock"
 def locked(folder: Path) -> Iterator[Path]:
     """The folder, made if need be, held for this process alone; leftovers of a killed run are removed.
 
-    Raises ResourceError when another run holds it.
+    Raises ResourceError when another run holds it, InputError for a folder of files that no run made.
     """
+    if folder.is_dir() and not is_one(folder) and any(folder.iterdir()):
+        raise InputError(f"{folder} holds files that quantkit did not make; use another --work-dir, or move them away")
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -46,6 +48,11 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         os.close(lock)
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a run made this folder; no other is emptied or removed."""
+    return (folder / LOCK).is_file()
 
 
 @contextmanager
@@ -90,11 +97,6 @@ def recall(path: Path, made_from: str) -> Mapping[str, Any] | None:
     if record.get("key") != made_from or not path.is_file() or path.stat().st_size != record["nbytes"]:
         return None
     return record if digest(path) == record["sha256"] else None
-
-
-def forget(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _record(path).unlink(missing_ok=True)
 
 
 def empty(folder: Path) -> None:

@@ -89,6 +89,8 @@ def test_doctor_finds_this_installation_sound():
 def test_clean_shows_first_and_frees_when_told(tmp_path):
     (tmp_path / "build" / "demo").mkdir(parents=True)
     (tmp_path / "build" / "demo" / "file").write_bytes(b"x" * 1000)
+    (tmp_path / "build" / "demo" / ".lock").touch()
+    (tmp_path / "build" / "precious").mkdir()
     repository = tmp_path / "hub" / "models--org--name"
     (repository / "blobs").mkdir(parents=True)
     (repository / "snapshots" / ("a" * 40)).mkdir(parents=True)
@@ -99,6 +101,7 @@ def test_clean_shows_first_and_frees_when_told(tmp_path):
     assert (tmp_path / "build" / "demo" / "file").exists()
     quantkit("clean", "--work-dir", tmp_path / "build", "--yes", **where)
     assert not (tmp_path / "build" / "demo").exists()
+    assert (tmp_path / "build" / "precious").exists(), "no run made it"
     assert repository.exists()
     quantkit("clean", "--work-dir", tmp_path / "build", "--yes", "--hub", **where)
     assert not repository.exists()

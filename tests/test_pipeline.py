@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import quantkit
 from quantkit import pipeline, recipe_file
-from quantkit.errors import CheckFailed, InputError, ResourceError, UnresolvedError
+from quantkit.errors import CheckFailed, InputError, ResourceError, SourceError, UnresolvedError
 from quantkit.manifest import Manifest
 from quantkit.pipeline import Options
 
@@ -135,6 +136,18 @@ def test_too_short_a_text_is_unresolved(recipe, tmp_path):
     assert not (tmp_path / "published").exists()
 
 
+def test_a_text_or_tokenizer_that_is_not_there_is_said_before_a_weight_is_read(recipe, pico, tmp_path):
+    path = recipe(**{"{chunks: 2": f"{{text: {tmp_path / 'none.txt'}, chunks: 2"})
+    with pytest.raises(SourceError, match=r"none\.txt: no such text file"):
+        quantkit.convert(path, work_dir=tmp_path / "build")
+    bare = tmp_path / "bare"
+    shutil.copytree(pico("llama"), bare)
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer\.json: load its tokenizer with transformers"):
+        quantkit.convert(recipe(source=bare), work_dir=tmp_path / "build")
+    assert not (tmp_path / "build").exists()
+
+
 def test_a_second_run_at_once_says_so(recipe, tmp_path):
     from quantkit import workspace
 
@@ -159,7 +172,7 @@ def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, h
     assert not left if how == signal.SIGINT else left
     manifest = quantkit.convert(smollm2, type="Q4_K_M", checks=False, work_dir=tmp_path / "build")
     assert not list(tmp_path.glob("build/*/*.partial"))
-    assert (tmp_path / "build").glob(f"*/{manifest.targets[0].file}")
+    assert list((tmp_path / "build").glob(f"*/{manifest.targets[0].file}"))
 
 
 def test_the_baseline_is_cut_where_the_whole_does_not_fit(recipe, tmp_path, monkeypatch):
@@ -168,5 +181,7 @@ def test_the_baseline_is_cut_where_the_whole_does_not_fit(recipe, tmp_path, monk
     manifest = pipeline.convert(document, Options(work_dir=tmp_path / "build", only=("Q8_0",)))
     (target,) = manifest.targets
     assert "first 2 layers" in target.baseline_label
-    assert all(record.measured is None for record in target.memory)
+    assert "first 2 layers" in next(check.summary for check in target.checks if check.check == "latency")
+    assert target.baseline is None, "two layers' speed is not the model's"
+    assert [record.measured for record in target.memory if record.measured] == [target.speed.peak_rss_bytes]
     assert manifest.verdict == "pass"

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from quantkit import recipe
-from quantkit.errors import RecipeError
-from quantkit.recipe_file import parse, read, without_file
+from quantkit.errors import InputError, RecipeError
+from quantkit.recipe_file import of_call, parse, read, without_file
 
 GOOD = """\
 source: folder/model
@@ -52,6 +52,7 @@ def test_every_fault_at_once_with_its_line():
         ("targets: [", "not valid YAML"),
         ("", "this is empty"),
         ("- a\n", "this is a list"),
+        (GOOD + "calibration: {tokens: 512, length: 1024}\n", "tokens: 512 hold no sequence of length: 1024"),
         (GOOD + "checks: {divergence: {max_mean: -1}}\n", "(got -1)"),
     ],
 )
@@ -106,6 +107,19 @@ def test_schema_allows_the_words_that_stand_for_a_mapping():
 def test_schema_is_json_and_knows_the_types():
     text = json.dumps(recipe.schema())
     assert all(f'"{name}"' in text for name in ("Q4_K_M", "max_ratio", "min_decode_ratio", "publish"))
+
+
+def test_a_call_says_nothing_that_its_recipe_says(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    plain = {"format": "gguf", "type": None, "out": None, "checks": True}
+    assert of_call(path, None, **plain).recipe.source == "folder/model"
+    assert of_call(path, "elsewhere", **plain).recipe.source == "elsewhere"
+    for again in ({"type": "Q8_0"}, {"out": tmp_path}, {"checks": False}):
+        with pytest.raises(InputError, match="is a recipe: its targets, publish and checks"):
+            of_call(path, None, **plain | again)
+    with pytest.raises(InputError, match="a source and the type"):
+        of_call(None, "folder/model", **plain)
 
 
 def test_a_call_without_a_recipe_is_a_recipe(tmp_path):

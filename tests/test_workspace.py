@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from quantkit import workspace
-from quantkit.errors import ResourceError
+from quantkit.errors import InputError, ResourceError
 
 
 def test_a_second_run_says_so_and_stops(tmp_path):
@@ -22,9 +22,17 @@ def test_a_second_run_says_so_and_stops(tmp_path):
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    (tmp_path / "model.gguf.partial").write_bytes(b"half")
+    with workspace.locked(tmp_path):
+        (tmp_path / "model.gguf.partial").write_bytes(b"half")
     with workspace.locked(tmp_path):
         assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_that_no_run_made_is_left_alone(tmp_path):
+    (tmp_path / "download.partial").write_bytes(b"mine")
+    with pytest.raises(InputError, match="did not make; use another --work-dir"), workspace.locked(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["download.partial"]
 
 
 def write_half(path, error):

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import InputError, UnresolvedError
+from quantkit.errors import UnresolvedError
 from quantkit.values import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    name: str
-    sha256: str  # of the text's bytes
-    total_tokens: int  # in the whole text
-    tokens: NDArray[np.int32]  # (chunks, length)
-
-
-def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int = 512, name: str | None = None) -> Corpus:
-    """The first `chunks` pieces of `length` tokens of the UTF-8 text at `path`.
+def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int, seed: int | None = None) -> NDArray[np.int32]:
+    """The first `chunks` pieces of `length` tokens of the UTF-8 text at `path`, or with a seed any of them, in order.
 
     The text is tokenised once and whole; names of special tokens in it are ordinary text. Where the tokenizer begins a
-    text with a BOS token, every chunk's first token is replaced by it (llama.cpp, tools/perplexity). Raises
-    UnresolvedError where the text is too short, InputError where it is not UTF-8.
+    text with a BOS token, every chunk's first token is replaced by it (llama.cpp, tools/perplexity). Returns
+    (chunks, length); raises UnresolvedError where the text is too short.
     """
     from tokenizers import Tokenizer as Engine
 
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); give the evaluation text as UTF-8") from error
+    text = path.read_bytes().decode("utf-8")  # read_text would change its line ends
     engine = Engine.from_str(json.dumps(tokenizer.definition))
     engine.encode_special_tokens = True
     engine.no_truncation()
@@ -48,13 +35,17 @@ def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int = 512, nam
         ids.insert(0, bos)
     if len(ids) < chunks * length:
         raise UnresolvedError(
-            f"{name or path}: the text is {len(ids)} tokens with this tokenizer, {chunks} chunks of {length} need "
+            f"{path.name}: the text is {len(ids)} tokens with this tokenizer, {chunks} chunks of {length} need "
             f"{chunks * length}: use a longer text or at most {len(ids) // length} chunks"
         )
-    tokens = np.array(ids[: chunks * length], np.int32).reshape(chunks, length)
+    pieces: Sequence[int] = range(len(ids) // length)
+    if seed is not None:
+        dice = random.Random(seed)  # whose random() gives the same numbers in every release of Python
+        pieces = sorted(sorted(pieces, key=lambda _: dice.random())[:chunks])
+    tokens = np.array([ids[piece * length : (piece + 1) * length] for piece in pieces[:chunks]], np.int32)
     if bos is not None:
         tokens[:, 0] = bos
-    return Corpus(name or path.name, hashlib.sha256(data).hexdigest(), len(ids), tokens)
+    return tokens
 
 
 def _bos(engine: Any, config: Mapping[str, Any]) -> int | None:

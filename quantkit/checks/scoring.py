@@ -59,9 +59,7 @@ def score(
 def compare(reference: F32, artefact: F32, targets: NDArray[np.int32]) -> tuple[F64, F64, F64, NDArray[np.bool_]]:
     """Both losses, KL divergence and equal top of two logit arrays (t, vocabulary) and the tokens (t,) that came."""
     if reference.shape != artefact.shape:
-        raise WeightError(
-            f"logits are {artefact.shape} of the artefact, {reference.shape} of the original: not one model"
-        )
+        raise WeightError(f"logits are {artefact.shape} of the artefact, {reference.shape} of the original: not one model")
     parts = [slice(start, start + _ROWS) for start in range(0, len(targets), _ROWS)]
     blocks = [_compare(reference[part], artefact[part], targets[part]) for part in parts]
     one, two, kld, top = (np.concatenate(rows) for rows in zip(*blocks, strict=True))
@@ -70,9 +68,11 @@ def compare(reference: F32, artefact: F32, targets: NDArray[np.int32]) -> tuple[
 
 def _compare(reference: F32, artefact: F32, targets: NDArray[np.int32]) -> tuple[F64, F64, F64, NDArray[np.bool_]]:
     rows = np.arange(len(targets))
-    with np.errstate(invalid="ignore"):  # NaN and infinite logits become NaN scores
+    broken = ~np.isfinite(artefact).all(1)
+    with np.errstate(invalid="ignore"):
         p, weight, log_p = _shifted(reference)
         q, _, log_q = _shifted(artefact)
+        log_q[broken] = np.nan  # and with it both of the artefact's scores
         total = weight.sum(1, dtype=np.float64)
         kld = (weight * (p - q)).sum(1, dtype=np.float64) / total - log_p + log_q
         kld[(kld < 0) & (kld > -_ROUNDING)] = 0.0

@@ -52,7 +52,7 @@ def encode(arch: Architecture, config: Mapping[str, Any]) -> list[KeyValue]:
     """The pairs under "<architecture>." for a parsed config.json. Raises UnsupportedError, SourceError."""
     lengths = architectures.dims(arch, config)
     full = {**_DEFAULTS, "num_key_value_heads": config["num_attention_heads"], **_given(config)}
-    full["max_position_embeddings"] = _context(arch, full)
+    full["max_position_embeddings"] = context_length(config)
     scale = rope(config)
     pairs = [KeyValue(f"{arch.gguf}.{key}", full[name], kind) for key, (name, kind) in _TABLE.items()]
     pairs.append(KeyValue(f"{arch.gguf}.rope.dimension_count", lengths["head_dim"], "UINT32"))
@@ -72,11 +72,12 @@ def _given(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _context(arch: Architecture, config: Mapping[str, Any]) -> int:
-    """The context within which GGUF's graph computes what the model does: it attends to everything, so a sliding
-    window (Mistral 7B v0.1: 4096 of 32768) ends it."""
-    length, window = int(config["max_position_embeddings"]), config.get("sliding_window")
-    return min(length, int(window)) if window and arch.model_type == "mistral" else length
+def context_length(config: Mapping[str, Any]) -> int:
+    """The context, tokens, within which GGUF's graph computes what the model of a config.json does: it attends to
+    everything, so a sliding window (Mistral 7B v0.1: 4096 of 32768) ends it."""
+    full = {**_DEFAULTS, **_given(config)}
+    length, window = int(full["max_position_embeddings"]), full.get("sliding_window")
+    return min(length, int(window)) if window and full["model_type"] == "mistral" else length
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from quantkit import footprint, memory
 from quantkit.errors import InputError, ResourceError, SourceError, UnresolvedError
 from quantkit.values import F32, Runner, Speed
 
-_MICRO_BATCH = 512  # llama.cpp's own default
 _WARM_UP_TOKENS = 16
 _log: deque[str] = deque(maxlen=100)  # llama.cpp has one log per process; its end explains a failure
 
@@ -54,7 +54,7 @@ def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) 
         raise SourceError(f"llama.cpp does not load {path}: {_reason()}")
     settings = library.llama_context_default_params()
     settings.n_ctx = settings.n_batch = context
-    settings.n_ubatch = min(context, _MICRO_BATCH)
+    settings.n_ubatch = min(context, footprint.UBATCH)
     settings.n_threads = settings.n_threads_batch = threads
     if exact:
         settings.type_k = settings.type_v = library.GGML_TYPE_F32
@@ -111,7 +111,7 @@ class _Runner:
         """One forward of `tokens` at positions from `start`; logits after each of them, or after the last only."""
         count = len(tokens)
         if not 0 < count <= self._context - start:
-            raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}")
+            raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}; shorten the text")
         batch = self._library.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
@@ -180,9 +180,7 @@ def measure(path: Path, *, threads: int, prompt: int, decode: int, context: int)
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode != 0:
         said = child.stderr.strip().splitlines()
-        raise UnresolvedError(
-            f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}"
-        )
+        raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
     return Speed(**json.loads(child.stdout.splitlines()[-1]))
 
 
@@ -221,19 +219,8 @@ def _measure(path: Path, threads: int, prompt: int, decode: int, context: int) -
         first_token_seconds=first - warm,
         prefill_tokens_per_s=prompt / (filled - warm),
         decode_tokens_per_s=decode / (end - first),
-        peak_rss_bytes=_peak_rss(),
+        peak_rss_bytes=memory.peak(),
     )
-
-
-def _peak_rss() -> int:
-    """The high-water mark of this process: on Linux VmHWM, because ru_maxrss is inherited from the parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def _main() -> None:

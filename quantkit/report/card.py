@@ -20,8 +20,7 @@ def card(manifest: Manifest) -> str:
     parts = [
         front_matter(manifest),
         f"# {_text(source.name)}, quantised",
-        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} The results were measured on these files in "
-        "the engines named below them; `report.html` has the rest.",
+        f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} {_measured(manifest)}",
         *_notes(manifest),
         "## Results",
         _results(manifest),
@@ -55,16 +54,15 @@ def front_matter(manifest: Manifest) -> str:
     return f"---\n{yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)}---"
 
 
-def modelfile(manifest: Manifest, stops: Sequence[str] = ()) -> str:
+def modelfile(manifest: Manifest) -> str:
     """A Modelfile for the first GGUF that passed (or the first). The chat template is the one inside the file.
 
-    num_ctx is the largest context up to 8,192 that runs on a machine of 8 GB; `stops` are written as stop parameters.
+    num_ctx is the largest context up to 8,192 that runs on a machine of 8 GB.
     """
     ggufs = [target for target in manifest.targets if target.format == "gguf"]
     chosen = next((target for target in ggufs if target.verdict == "pass"), ggufs[0])
     context = min(8192, fig.fits(chosen).get(8) or 2048, manifest.source.context_length)
     lines = [f"FROM ./{chosen.file}", f"PARAMETER num_ctx {context}"]
-    lines += [f'PARAMETER stop "{_quoted(stop)}"' for stop in stops]
     lines += [f"# also in this folder: {target.file}" for target in ggufs if target is not chosen]
     return "\n".join(lines) + "\n"
 
@@ -138,13 +136,24 @@ def _how_to_run(manifest: Manifest) -> str:
     return _fenced("\n".join(commands), "sh")
 
 
+def _measured(manifest: Manifest) -> str:
+    if not manifest.text:
+        return (
+            "Nothing was measured on these files; `report.html` says what they hold and what memory they are predicted to take."
+        )
+    return "The results were measured on these files in the engines named below them; `report.html` has the rest."
+
+
 def _limits(manifest: Manifest) -> str:
     said = [
-        f"Checked on {_text(', '.join(f'{name} (sha256 {digest})' for name, digest in manifest.text.items()) or 'no text')}: a "
-        "perplexity ratio holds for text like it.",
-        f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
-        f"{fig.memory(manifest.machine.memory_bytes)}).",
-    ]
+        f"Checked on {_text(name)} (sha256 {digest}): a perplexity ratio holds for text like it."
+        for name, digest in manifest.text.items()
+    ] or ["Not checked: nothing is known of their quality."]
+    if any(target.speed for target in manifest.targets):
+        said.append(
+            f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
+            f"{fig.memory(manifest.machine.memory_bytes)})."
+        )
     said += [
         f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} ({_text(fallback.reason)})."
         for target in manifest.targets
@@ -186,7 +195,3 @@ def _text(text: str) -> str:
 
 def _code(text: str) -> str:
     return "`" + " ".join(text.replace("`", "'").split()) + "`"
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')

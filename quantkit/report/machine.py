@@ -111,12 +111,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def bandwidth(seconds: float = 1.0, threads: int | None = None) -> float:
+def bandwidth(seconds: float = 1.0) -> float:
     """Memory bandwidth in bytes/s, read and write counted, by copies between arrays larger than the last-level cache.
 
     The best round of `seconds` counts: other work on the machine can only slow a round down.
     """
-    threads = threads or max(2, cores())
+    threads = max(2, cores())
     size = min(512 << 20, memory_bytes() // 8) // threads // 8
     sources = [np.ones(size) for _ in range(threads)]
     sinks = [np.ones(size) for _ in range(threads)]  # written once before timing: a page's first touch is no bandwidth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from quantkit.manifest import Manifest, TargetRecord
@@ -48,9 +49,7 @@ def draw(manifest: Manifest, console: Console) -> None:
         console.print(_table(manifest))
     labels = sorted({target.baseline_label for target in manifest.targets if target.baseline_label})
     if labels:
-        console.print(
-            f"× is against {', '.join(labels)} in the same run", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"× is against {', '.join(labels)} in the same run", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(manifest: Manifest) -> Table:
@@ -58,7 +57,7 @@ def _table(manifest: Manifest) -> Table:
     for head in _HEADS:
         table.add_column(head, justify="left" if head in ("file", "verdict") else "right", overflow="fold")
     for target in manifest.targets:
-        *row, verdict = (_literal(cell) for cell in cells(target))
+        *row, verdict = map(escape, cells(target))  # text from outside: its brackets are no markup
         table.add_row(*row, f"[{_COLOURS[target.verdict]}]{verdict}[/]")
     return table
 
@@ -73,10 +72,5 @@ def plain(manifest: Manifest) -> str:
     return "\n\n".join(blocks)
 
 
-def _speed(rate_: float | None, ratio: float | None) -> str:
-    return rate(rate_) if ratio is None else f"{rate(rate_)} ({times(ratio)})"
-
-
-def _literal(text: str) -> str:
-    """Text from outside, its brackets no markup."""
-    return text.replace("[", r"\[")
+def _speed(tokens: float | None, ratio: float | None) -> str:
+    return rate(tokens) if ratio is None else f"{rate(tokens)} ({times(ratio)})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -14,3 +16,9 @@ def repositories() -> list[tuple[Path, int]]:
     except CacheNotFound:
         return []
     return sorted(((repo.repo_path, repo.size_on_disk) for repo in found), key=lambda item: -item[1])
+
+
+def remove(downloads: Sequence[tuple[Path, int]]) -> None:
+    """Free what `repositories` found."""
+    for path, _ in downloads:
+        shutil.rmtree(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import SourceError, UnresolvedError
+from quantkit.progress import silent
 from quantkit.source import card, folder
 from quantkit.values import F32, Progress, Snapshot, TensorInfo
 
@@ -113,9 +114,7 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
         )
     with _explained(snapshot.uri):
         for name in tensors.names:
-            path = hf_hub_download(
-                repo, name, revision=commit, cache_dir=tensors.cache, tqdm_class=_bar(name, progress)
-            )
+            path = hf_hub_download(repo, name, revision=commit, cache_dir=tensors.cache, tqdm_class=_bar(name, progress))
     return _pinned(folder.describe(Path(path).parent, snapshot.uri), repo, commit)
 
 
@@ -123,15 +122,11 @@ def dataset_files(repo: str, revision: str, patterns: list[str], cache: Path | N
     """A dataset's folder in the cache, named by its commit, and the matching files in it. Errors as of `describe`."""
     from huggingface_hub import snapshot_download
 
-    settings: dict[str, Any] = {"repo_type": "dataset", "cache_dir": cache, "tqdm_class": _bar("", _mute)}
+    settings: dict[str, Any] = {"repo_type": "dataset", "cache_dir": cache, "tqdm_class": _bar("", silent)}
     with _explained(f"hf-dataset://{repo}@{revision}"):
         place = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, **settings))
     inside = {path.relative_to(place).as_posix(): path for path in place.rglob("*")}
     return place, [path for name, path in sorted(inside.items()) if any(fnmatch(name, form) for form in patterns)]
-
-
-def _mute(what: str, done: float, total: float) -> None:
-    del what, done, total
 
 
 def _bar(what: str, progress: Progress) -> Any:
@@ -177,6 +172,4 @@ def _explained(where: str) -> Iterator[None]:
         ) from error
     except (errors.HTTPError, errors.FileMetadataError) as error:  # type: ignore[attr-defined]  # httpx's or httpx2's
         status = getattr(getattr(error, "response", None), "status_code", None)
-        raise UnresolvedError(
-            f"{where}: the Hub did not answer ({type(error).__name__} {status or ''}); try again"
-        ) from error
+        raise UnresolvedError(f"{where}: the Hub did not answer ({type(error).__name__} {status or ''}); try again") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from quantkit.errors import SourceError
+from quantkit.workspace import replacing
 
 BUILTIN = "builtin:python-docs"
 _DATASET = re.compile(
@@ -27,16 +28,14 @@ def fetch(uri: str, folder: Path, cache: Path | None = None) -> Text:
     """The text that `uri` names; one that has to be made is written into `folder`.
 
     builtin:python-docs, hf-dataset://org/name@revision/config/split?column=text, or a file's path.
-    Raises SourceError, UnresolvedError.
+    Raises SourceError, UnresolvedError, ResourceError.
     """
     if uri == BUILTIN:
         return _written(uri, python_docs(), folder / "python-docs.txt")
     if uri.startswith("hf-dataset://"):
         name, text = _dataset(uri, cache)
         return _written(name, text, folder / (re.sub(r"[^\w.-]+", "-", name.partition("://")[2]) + ".txt"))
-    path = Path(uri.removeprefix("file://")).expanduser()
-    if not path.is_file():
-        raise SourceError(f"{uri}: no such text file; known beside paths: {BUILTIN}, hf-dataset://...")
+    path = _file(uri)
     data = path.read_bytes()
     try:
         data.decode("utf-8")
@@ -45,12 +44,33 @@ def fetch(uri: str, folder: Path, cache: Path | None = None) -> Text:
     return Text(path.name, path, hashlib.sha256(data).hexdigest())
 
 
+def verify(uri: str) -> None:
+    """Raise SourceError for a text that `fetch` would not find or understand; no network is asked."""
+    if uri.startswith("hf-dataset://"):
+        _parsed(uri)
+    elif uri != BUILTIN:
+        _file(uri)
+
+
+def _file(uri: str) -> Path:
+    path = Path(uri.removeprefix("file://")).expanduser()
+    if not path.is_file():
+        raise SourceError(f"{uri}: no such text file; known beside paths: {BUILTIN}, hf-dataset://...")
+    return path
+
+
+def _parsed(uri: str) -> re.Match[str]:
+    match = _DATASET.fullmatch(uri)
+    if match is None:
+        raise SourceError(f"{uri}: expected hf-dataset://org/name@revision/config/split?column=text")
+    return match
+
+
 def _written(name: str, text: str, path: Path) -> Text:
     data = text.encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return Text(name, path, hashlib.sha256(data).hexdigest())
 
 
@@ -63,9 +83,7 @@ def python_docs() -> str:
 
 def _dataset(uri: str, cache: Path | None) -> tuple[str, str]:
     """A pinned name and the text of a dataset's column."""
-    match = _DATASET.fullmatch(uri)
-    if match is None:
-        raise SourceError(f"{uri}: expected hf-dataset://org/name@revision/config/split?column=text")
+    match = _parsed(uri)
     repo, revision, config, split = match.group("repo", "revision", "config", "split")
     column = parse_qs(match["query"] or "").get("column", ["text"])[0]
     from quantkit.source import hub

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import models, pre_tokenizers, processors
 
 from quantkit.calibration.corpus import cut
-from quantkit.errors import InputError, UnresolvedError
+from quantkit.errors import UnresolvedError
 from quantkit.values import Tokenizer
 
 WORDS = ["<unk>", "<s>", "<", "s", ">", *(f"w{index}" for index in range(40))]
@@ -36,40 +35,39 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_without_bos_the_text_is_cut_as_it_is(text: Path) -> None:
-    corpus = cut(text, tokenizer(template=False), chunks=2, length=16)
-    assert np.array_equal(corpus.tokens, np.arange(5, 37).reshape(2, 16))
-    assert corpus.tokens.dtype == np.int32
-    assert (corpus.name, corpus.total_tokens) == ("words.txt", 40)
-    assert corpus.sha256 == hashlib.sha256(text.read_bytes()).hexdigest()
+    tokens = cut(text, tokenizer(template=False), chunks=2, length=16)
+    assert np.array_equal(tokens, np.arange(5, 37).reshape(2, 16))
+    assert tokens.dtype == np.int32
+
+
+def test_a_seed_chooses_among_all_pieces_of_the_text(text: Path) -> None:
+    pieces = cut(text, tokenizer(template=False), chunks=10, length=4).tolist()
+    chosen = [cut(text, tokenizer(template=False), chunks=3, length=4, seed=seed).tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert all(piece in pieces for piece in chosen[0])
+    assert chosen[0] == sorted(chosen[0]) != pieces[:3]
+    assert cut(text, tokenizer(template=False), chunks=10, length=4, seed=5).tolist() == pieces
 
 
 def test_bos_goes_before_the_text_and_replaces_the_first_token_of_every_chunk(text: Path) -> None:
-    corpus = cut(text, tokenizer(template=True), chunks=2, length=16)
-    assert corpus.total_tokens == 41
-    assert corpus.tokens[0].tolist() == [1, *range(5, 20)]
-    assert corpus.tokens[1].tolist() == [1, *range(21, 36)], "w15 lost its place to BOS"
+    tokens = cut(text, tokenizer(template=True), chunks=2, length=16)
+    assert tokens[0].tolist() == [1, *range(5, 20)]
+    assert tokens[1].tolist() == [1, *range(21, 36)], "w15 lost its place to BOS"
 
 
 @pytest.mark.parametrize(("template", "said"), [(True, False), (False, True)])
 def test_the_configuration_decides_over_the_post_processor(text: Path, template: bool, said: bool) -> None:
     config = {"bos_token": {"content": "<s>"}, "add_bos_token": said}
-    corpus = cut(text, tokenizer(template=template, config=config), chunks=2, length=16)
-    assert (corpus.tokens[:, 0] == 1).all() == said
+    tokens = cut(text, tokenizer(template=template, config=config), chunks=2, length=16)
+    assert (tokens[:, 0] == 1).all() == said
 
 
 def test_names_of_special_tokens_in_the_text_are_text(tmp_path: Path) -> None:
     path = tmp_path / "tricky.txt"
     path.write_text("w0 <s> w1 w2")
-    assert cut(path, tokenizer(template=False), chunks=1, length=6).tokens[0].tolist() == [5, 2, 3, 4, 6, 7]
+    assert cut(path, tokenizer(template=False), chunks=1, length=6)[0].tolist() == [5, 2, 3, 4, 6, 7]
 
 
 def test_a_short_text_says_what_it_has_and_what_is_needed(text: Path) -> None:
     with pytest.raises(UnresolvedError, match=r"is 40 tokens .* 3 chunks of 16 need 48: .* at most 2 chunks"):
         cut(text, tokenizer(template=False), chunks=3, length=16)
-
-
-def test_a_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "latin.txt"
-    path.write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match="not UTF-8"):
-        cut(path, tokenizer(template=False), chunks=1)

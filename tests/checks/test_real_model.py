@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.special import log_softmax
 from tiny import StateDict
 
-from quantkit.calibration.corpus import Corpus, cut
+from quantkit.calibration.corpus import cut
 from quantkit.checks import divergence, perplexity
 from quantkit.checks.samples import answer
 from quantkit.checks.scoring import score
@@ -42,7 +43,7 @@ class Real:
     weights: StateDict
     config: dict[str, Any]
     tokenizer: Tokenizer
-    corpus: Corpus
+    tokens: NDArray[np.int32]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     text = tmp_path_factory.mktemp("text") / "topics.txt"
     text.write_text("\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    corpus = cut(text, tokenizer, chunks=CHUNKS)
-    return Real(folder / NAME, model, StateDict(state), model.config.to_dict(), tokenizer, corpus)
+    tokens = cut(text, tokenizer, chunks=CHUNKS, length=512)
+    return Real(folder / NAME, model, StateDict(state), model.config.to_dict(), tokenizer, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def runner(real: Real) -> Iterator[Runner]:
     runner.close()
 
 
-def test_llama_cpp_tokenises_the_text_as_the_corpus_does(real: Real) -> None:
+def test_llama_cpp_tokenises_the_text_as_the_cut_does(real: Real) -> None:
     import llama_cpp.llama_cpp as library
 
     settings = library.llama_model_default_params()
@@ -80,12 +81,12 @@ def test_llama_cpp_tokenises_the_text_as_the_corpus_does(real: Real) -> None:
     ids = (library.llama_token * len(text))()
     count = library.llama_tokenize(library.llama_model_get_vocab(model), text, len(text), ids, len(text), True, False)
     library.llama_model_free(model)
-    assert np.array_equal(real.corpus.tokens.ravel(), ids[: CHUNKS * 512])
+    assert np.array_equal(real.tokens.ravel(), ids[: CHUNKS * 512])
     assert count > CHUNKS * 512
 
 
 def test_the_walk_and_the_engine_agree_with_transformers(real: Real, runner: Runner) -> None:
-    tokens = real.corpus.tokens
+    tokens = real.tokens
     with torch.no_grad():
         expected = real.model(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     hidden = walk(real.config, real.weights, tokens, threads=2)

@@ -37,11 +37,11 @@ def test_scores_are_those_of_float64(scale: float, noise: float) -> None:
 
 
 def test_logits_that_are_not_finite_are_nan_scores() -> None:
-    reference: F32 = np.zeros((3, 8), np.float32)
+    reference: F32 = np.zeros((4, 8), np.float32)
     artefact = reference.copy()
-    artefact[1, 2], artefact[2, 2] = np.nan, np.inf
-    _, nll, kld, _ = compare(reference, artefact, np.zeros(3, np.int32))
-    assert np.isnan(kld).tolist() == np.isnan(nll).tolist() == [False, True, True]
+    artefact[1, 2], artefact[2, 2], artefact[3, 2] = np.nan, np.inf, -np.inf
+    _, nll, kld, _ = compare(reference, artefact, np.zeros(4, np.int32))
+    assert np.isnan(kld).tolist() == np.isnan(nll).tolist() == [False, True, True, True]
 
 
 def test_two_vocabularies_are_not_compared() -> None:

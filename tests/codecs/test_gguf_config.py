@@ -150,7 +150,11 @@ def test_what_config_json_cannot_say_is_refused() -> None:
 def test_a_sliding_window_ends_the_context() -> None:
     mistral = {**CONFIG, "model_type": "mistral", "max_position_embeddings": 32768, "sliding_window": 4096}
     kv = gguf_kv.values(gguf_config.encode(arch.find(mistral), mistral))
-    assert kv["llama.context_length"] == 4096
+    assert kv["llama.context_length"] == gguf_config.context_length(mistral) == 4096
+
+
+def test_a_config_without_a_context_has_transformers_default() -> None:
+    assert gguf_config.context_length({"model_type": "llama", "max_position_embeddings": None}) == 2048
 
 
 def test_the_header_is_as_gguf_py_reads_it(smol: Path) -> None:

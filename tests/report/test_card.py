@@ -51,6 +51,16 @@ def test_a_source_without_repository_names_no_base_model() -> None:
     assert "base_model" not in matter(with_source(repo=None))
 
 
+def test_what_was_not_measured_is_not_claimed() -> None:
+    manifest = sample()
+    bare = manifest.targets[0].model_copy(update={"checks": [], "speed": None, "baseline": None, "verdict": "unchecked"})
+    text = card.card(manifest.model_copy(update={"targets": [bare], "text": {}}))
+    assert "Nothing was measured on these files" in text
+    assert "The results were measured" not in text
+    assert "Checked on" not in text
+    assert "Speed and memory are those of" not in text
+
+
 def test_front_matter_cannot_be_broken_out_of() -> None:
     found = matter(with_source(licence="mit\n---\nbase_model: evil/model", repo="a/b: c"))
     assert found["base_model"] == "a/b: c"
@@ -77,12 +87,10 @@ def test_tables_have_as_many_cells_as_heads() -> None:
 
 
 def test_modelfile_takes_what_passed() -> None:
-    text = card.modelfile(sample(), ["<|im_end|>", 'a"b'])
+    text = card.modelfile(sample())
     assert text.splitlines() == [
         "FROM ./Sample-135M-Instruct-with-a-name-that-goes-on-Q4_K_M.gguf",
         "PARAMETER num_ctx 8192",
-        'PARAMETER stop "<|im_end|>"',
-        r'PARAMETER stop "a\"b"',
         "# also in this folder: Sample-135M-Instruct-with-a-name-that-goes-on-Q2_K.gguf",
     ]
 

@@ -38,6 +38,12 @@ def test_an_unknown_licence_is_said() -> None:
     assert "Inherited from the source: apache-2.0" in render(sample())
 
 
+def test_an_unresolved_gate_published_nothing() -> None:
+    manifest = sample()
+    open_ = manifest.targets[0].model_copy(update={"verdict": "unresolved"})
+    assert "Nothing was published" in render(manifest.model_copy(update={"targets": [open_]}))
+
+
 def test_nothing_measured_still_renders() -> None:
     manifest = sample()
     bare = manifest.targets[0].model_copy(

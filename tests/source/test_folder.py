@@ -18,11 +18,8 @@ from safetensors.torch import save_file
 
 from quantkit import source
 from quantkit.errors import SourceError, UnsupportedError, WeightError
+from quantkit.progress import silent
 from quantkit.source import folder
-
-
-def ignore(what: str, done: float, total: float) -> None:
-    del what, done, total
 
 
 @pytest.fixture
@@ -68,7 +65,7 @@ def test_narrow_types_are_widened(copy: Path) -> None:
 def test_shards_are_read_like_one_file(copy: Path) -> None:
     wanted = load_file(copy / folder.SINGLE)
     shard(copy)
-    found = source.fetch(source.describe(str(copy)), ignore)
+    found = source.fetch(source.describe(str(copy)), silent)
     assert len(found.digests) == 2
     assert all(np.array_equal(found.weights.read(name), value) for name, value in wanted.items())
 
@@ -153,14 +150,14 @@ def test_config_alone_is_planned_and_not_read(copy: Path) -> None:
     with pytest.raises(SourceError, match=r"holds config.json and no weights"):
         found.weights.read("model.norm.weight")
     with pytest.raises(SourceError, match="planned, not converted"):
-        source.fetch(found, ignore)
+        source.fetch(found, silent)
 
 
 def test_pickled_weights(copy: Path) -> None:
     tensors = {name: torch.from_numpy(value) for name, value in load_file(copy / folder.SINGLE).items()}
     (copy / folder.SINGLE).unlink()
     torch.save({name: value.to(torch.bfloat16) for name, value in tensors.items()}, copy / folder.PICKLED[0])
-    found = source.fetch(source.describe(str(copy)), ignore)
+    found = source.fetch(source.describe(str(copy)), silent)
     assert list(found.digests) == [folder.PICKLED[0]]
     name = "model.layers.0.mlp.up_proj.weight"
     assert found.weights.infos[name].dtype == "BF16"

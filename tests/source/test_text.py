@@ -36,6 +36,9 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"abc\xe9")
     with pytest.raises(SourceError, match=r"latin is not UTF-8 text \(byte 3\)"):
         text.fetch(str(tmp_path / "latin"), tmp_path)
+    with pytest.raises(SourceError, match="no such text file"):
+        text.verify(str(tmp_path / "absent"))
+    text.verify(text.BUILTIN)
     with pytest.raises(SourceError, match="expected hf-dataset://org/name@revision"):
         text.fetch("hf-dataset://org/name", tmp_path)
 

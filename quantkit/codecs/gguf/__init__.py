@@ -1,6 +1,4 @@
-"""GGUF tensor types, one file each. A file ends in CODEC; a new file is found, and tested, without any list being
-edited.
-"""
+"""GGUF tensor types, one file each, ending in CODEC; a new file is found, and tested, without any list being edited."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def encode(rows: F32, importance: F32 | None) -> U8:  # noqa: ARG001
     row = first_row_reaching(rows, OVERFLOW)
     if row >= 0:
         worst = float(np.abs(rows[row]).max())
-        raise WeightError(f"row {row} holds {worst:g}, F16 ends at 65504: choose BF16 or F32 for this tensor")
+        raise WeightError(f"row {row} of them holds {worst:g}, F16 ends at 65504: BF16 and F32 hold it")
     out = np.empty(rows.shape, np.uint16)
     kernels.encode(rows, out)
     return out.view(np.uint8)

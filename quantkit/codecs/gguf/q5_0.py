@@ -1,6 +1,4 @@
-"""Q5_0: blocks of 32 weights: a half-precision scale, 4 bytes of fifth bits, 16 bytes of nibbles; x = scale * (code
-- 16).
-"""
+"""Q5_0: blocks of 32 weights: a half-precision scale, 4 bytes of fifth bits, 16 of nibbles; x = scale * (code - 16)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Q5_1: blocks of 32 weights: scale and offset in half precision, 4 bytes of fifth bits, 16 bytes of nibbles; x =
-scale * code + offset.
+"""Q5_1: blocks of 32 weights: scale and offset in half precision, 4 bytes of fifth bits, 16 of nibbles.
+
+x = scale * code + offset.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Q8_0: blocks of 32 weights: a half-precision scale and 32 int8 codes; x = scale * code. Importance has no say, as
-in ggml.
+"""Q8_0: blocks of 32 weights: a half-precision scale and 32 int8 codes; x = scale * code.
+
+Importance has no say, as in ggml.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.formats.gguf import mixture, naming
-from quantkit.planning import TargetPlan, bits_per_weight, count
+from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.recipe import GgufTarget
 from quantkit.values import F32, Row, Snapshot
 
@@ -63,7 +64,7 @@ def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architectur
                 type=choice.type,
                 wanted=choice.wanted,
                 reason=choice.reason if hf else "computed from config.json's rotary scaling",
-                nbytes=count(shape[:-1]) * codecs()[choice.type].row_bytes(shape[-1]),
+                nbytes=math.prod(shape[:-1]) * codecs()[choice.type].row_bytes(shape[-1]),
             )
         )
     return tuple(rows)
@@ -88,7 +89,7 @@ def metadata(target: GgufTarget, digest: str, snapshot: Snapshot) -> list[KeyVal
     ]
 
 
-def title(snapshot: Snapshot) -> str:
+def _title(snapshot: Snapshot) -> str:
     """The model's own name, else its architecture and size; never a folder's name, for bytes do not depend on that."""
     return snapshot.name or f"{snapshot.config['model_type']} {naming.size_label(snapshot.parameters())}"
 
@@ -98,7 +99,7 @@ def _general(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
     label = naming.size_label(snapshot.parameters())
     texts = {
         "general.type": "model",
-        "general.name": title(snapshot),
+        "general.name": _title(snapshot),
         "general.size_label": label,
         "general.license": licence.id,
         "general.license.name": licence.name,

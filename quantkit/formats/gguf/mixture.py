@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from quantkit.recipe import GgufType
+from quantkit.values import FLOATS
 
 DEFAULT: Mapping[str, str] = MappingProxyType({"Q4_K_M": "Q4_K", "Q4_K_S": "Q4_K", "Q5_K_M": "Q5_K", "Q5_K_S": "Q5_K"})
 """The type of most tensors, for file types that are not named after it."""
@@ -27,7 +28,6 @@ FILE_TYPE: Mapping[str, int] = MappingProxyType(
 )  # fmt: skip
 """general.file_type (LlamaFileType)."""
 
-FLOATS = frozenset({"F32", "F16", "BF16"})
 SEVENTY_B_LAYERS = 80
 
 

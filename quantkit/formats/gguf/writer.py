@@ -1,7 +1,11 @@
-"""A planned GGUF file, streamed: one tensor resident at a time, its rows encoded by a pool of threads, slab by slab."""
+"""A planned GGUF file, streamed: its tensors one after another, their rows encoded by a pool of threads, slab by slab.
+
+A large tensor is resident with the next one, packed, so that no thread waits for the file.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -18,7 +22,7 @@ from quantkit.codecs.gguf import codecs
 from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout
 from quantkit.kernels.finite import first_nonfinite_row
-from quantkit.planning import TargetPlan, count
+from quantkit.planning import TargetPlan
 from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
@@ -37,7 +41,8 @@ def write(
     """Write `plan` to folder/plan.file, under a temporary name until it is whole.
 
     importance: HF tensor name -> E[x^2] per column, for the tensors that have it. The bytes depend neither on `threads` nor
-    on the folder. Raises WeightError for NaN or infinity (naming tensor and row), ResourceError when the disk is full.
+    on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and what the type cannot hold; ResourceError
+    when the disk is full.
     """
     path = folder / plan.file
     started = time.perf_counter()
@@ -108,7 +113,7 @@ def _write_tensors(
 def _encode(row: Row, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:
     """Start encoding a tensor: one task for every slab of rows. A vector is one row."""
     codec, width = codecs()[row.type], row.shape[-1]
-    rows = count(row.shape[:-1])
+    rows = math.prod(row.shape[:-1])
     packed = np.empty((rows, codec.row_bytes(width)), np.uint8)
     step = max(1, SLAB_WEIGHTS // width)
     slabs = [(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -127,7 +132,10 @@ def _encode_slab(row: Row, weights: Weights, codec: Codec, importance: F32 | Non
             f"{row.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type too "
             "narrow for it: fetch it again, or ask its publisher"
         )
-    packed[start:stop] = codec.encode(values, importance)
+    try:
+        packed[start:stop] = codec.encode(values, importance)
+    except WeightError as error:
+        raise WeightError(f"{row.source}, of rows {start} to {stop - 1}: {error}") from error
 
 
 def _in_gguf_order(row: Row, packed: U8, snapshot: Snapshot) -> U8:

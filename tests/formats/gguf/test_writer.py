@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import PICO
 
 from quantkit import source
 from quantkit.codecs.gguf import codecs
@@ -47,7 +48,7 @@ def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", PICO)
 def test_llama_cpp_gives_the_model_s_own_logits(pico, tmp_path, name):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
@@ -87,6 +88,15 @@ def test_a_nan_is_named_with_its_tensor_and_row_and_nothing_is_left(pico, tmp_pa
     poke(broken / "model.safetensors", "model.layers.1.mlp.down_proj.weight", row=7, value=np.nan)
     with pytest.raises(WeightError, match=r"model\.layers\.1\.mlp\.down_proj\.weight: row 7 holds NaN or infinity"):
         write(broken, "Q4_K_M", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_weight_beyond_the_type_is_named_with_its_tensor(pico, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(pico("llama"), broken)
+    poke(broken / "model.safetensors", "model.layers.1.mlp.down_proj.weight", row=7, value=7e4)
+    with pytest.raises(WeightError, match=r"layers\.1\.mlp\.down_proj\.weight, of rows 0 to 255: row 7 of them holds 70000"):
+        write(broken, "F16", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
