@@ -9,6 +9,10 @@ i]` turns loads into gathers); a constant trip count for long loop bodies, and a
 would be unrolled before they are vectorised; divisions and halves in loops over blocks instead of between two of a
 block's loops.
 
+What a kernel calls is inlined by force. Else the first process, which compiles, may link the callee that was optimised
+alone, later ones, which load the cache, the copy optimised again inside its caller: two orders of summation, and the
+first run's file differs from the second's.
+
 numba's cache is keyed by a kernel's own file: after editing a function that kernels of other files call, empty
 __pycache__.
 """
@@ -22,6 +26,6 @@ import numba
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first call, cached on disk; releases the GIL; division by zero gives infinity as in C."""
     compiled: Callable[..., Any] = numba.njit(
-        nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"}
+        nogil=True, cache=True, forceinline=True, error_model="numpy", fastmath={"reassoc", "nsz", "contract"}
     )(function)
     return compiled
