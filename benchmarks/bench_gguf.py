@@ -61,14 +61,14 @@ def quantize(base: Path, out: Path, kind: str) -> float:
 def measure(model: str, kinds: list[str], text: texts.Text, chunks: int, work: Path) -> list[dict[str, Any]]:
     snapshot = open_model(model, work)
     assert snapshot.tokenizer is not None
-    cut = corpus.cut(text.path, snapshot.tokenizer, chunks=chunks, name=text.name)
-    hidden = walk.walk(snapshot.config, snapshot.weights, cut.tokens, threads=THREADS)
+    tokens = corpus.cut(text.path, snapshot.tokenizer, chunks=chunks, length=512)
+    hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=THREADS)
     head = walk.head(snapshot.config, snapshot.weights, threads=THREADS)
 
     def score(path: Path) -> Scores:
         runner = llama_cpp.open_runner(path, context=512, threads=THREADS)
         try:
-            return scoring.score(runner, cut.tokens, hidden, head)
+            return scoring.score(runner, tokens, hidden, head)
         finally:
             runner.close()
 

@@ -53,7 +53,7 @@ def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architectur
     choices = mixture.choose(target.type, shapes, layers, architecture=architecture.gguf, imatrix=target.imatrix)
     sources: dict[str, str | None] = {names[hf]: hf for hf in present} | dict.fromkeys(extra)
     rows = []
-    for name, hf in sources.items():
+    for name, hf in sorted(sources.items(), key=lambda item: _place(item[0])):
         choice, shape = choices[name], shapes[name]
         rows.append(
             Row(
@@ -68,6 +68,14 @@ def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architectur
             )
         )
     return tuple(rows)
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where a tensor lies in the file: the embedding, block after block, what follows; a mapped file is read in that order."""
+    block = mixture.block(name)
+    if block is not None:
+        return 1, block
+    return (2 if name.startswith("output") else 0), 0
 
 
 def extra_tensors(snapshot: Snapshot) -> Mapping[str, F32]:

@@ -59,8 +59,8 @@ def choose(
         wanted, reason = _wanted(file_type, name, shape[-1], values, layers, tied, architecture, imatrix)
         fitting = _fit(wanted, shape[-1])
         if fitting != wanted:
-            block = 256 if wanted in FALLBACK else 32
-            reason += f"; rows of {shape[-1]} are no multiple of {block}: {fitting} instead of {wanted}"
+            multiple = 256 if wanted in FALLBACK else 32
+            reason += f"; rows of {shape[-1]} are no multiple of {multiple}: {fitting} instead of {wanted}"
         chosen[name] = Choice(fitting, wanted, reason)
     return chosen
 
@@ -73,11 +73,11 @@ def _wanted(
         return default, f"{file_type} file"
     if name == "output.weight" or (name == "token_embd.weight" and tied):
         return _head(default, width, tied)
-    block = _block(name)
+    layer = block(name)
     if name in values:
         return _value(file_type, default, values[name], len(values), layers, architecture)
-    if block is not None and ".ffn_down" in name:
-        return _down(file_type, default, block, layers, imatrix)
+    if layer is not None and ".ffn_down" in name:
+        return _down(file_type, default, layer, layers, imatrix)
     return default, f"{file_type}'s default"
 
 
@@ -101,10 +101,10 @@ def _value(file_type: str, default: str, index: int, count: int, layers: int, ar
     return wanted, reason
 
 
-def _down(file_type: str, default: str, block: int, layers: int, imatrix: bool) -> tuple[str, str]:
-    if file_type in ("Q4_K_M", "Q5_K_M") and more_bits(block, layers):
+def _down(file_type: str, default: str, layer: int, layers: int, imatrix: bool) -> tuple[str, str]:
+    if file_type in ("Q4_K_M", "Q5_K_M") and more_bits(layer, layers):
         return "Q6_K", "ffn_down in a layer that gets more bits"
-    if block < layers // 8:
+    if layer < layers // 8:
         if file_type == "Q4_K_S":
             return "Q5_K", "ffn_down of the first eighth of the layers"
         if file_type in ("Q4_0", "Q5_0") and imatrix:
@@ -135,11 +135,12 @@ def _value_tensors(names: Iterable[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(sorted((n for n in names if n.endswith(kinds)), key=_visit_order))}
 
 
-def _block(name: str) -> int | None:
+def block(name: str) -> int | None:
+    """The number of the block that a tensor belongs to."""
     found = re.match(r"blk\.(\d+)\.", name)
     return int(found[1]) if found else None
 
 
 def _visit_order(name: str) -> tuple[int, str]:
-    block = _block(name)
-    return (-1 if block is None else block), name
+    number = block(name)
+    return (-1 if number is None else number), name

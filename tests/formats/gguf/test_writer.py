@@ -35,6 +35,8 @@ def test_the_file_is_what_was_planned_to_the_byte(pico, tmp_path, kind):
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artefact.path).tensors}
     assert {name: tensor.tensor_type.name for name, tensor in tensors.items()} == {row.name: row.type for row in plan.rows}
     assert [path.name for path in tmp_path.iterdir()] == [plan.file]
+    blocks = [int(row.name.split(".")[1]) for row in plan.rows if row.name.startswith("blk.")]
+    assert blocks == sorted(blocks)
 
 
 def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
