@@ -33,6 +33,8 @@ class Architecture:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
+MOST_LAYERS = 4096  # beyond it config.json is damaged, and listing the tensors would not end
+
 # Buffers that older checkpoints carry and no runtime reads.
 DROPPED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".attention.bias")
 
@@ -66,9 +68,13 @@ def find_gguf(name: str) -> Architecture:
 def dims(arch: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
     """The lengths of the named dimensions of `arch.tensors`. Raises SourceError for a missing or impossible value."""
     required = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    bad = [f"{key} = {config.get(key)!r}" for key in required if not _positive(config.get(key))]
+    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+    given = (*required, *(key for key in optional if config.get(key) is not None))
+    bad = [f"{key} = {config.get(key)!r}" for key in given if not _positive(config.get(key))]
     if bad:
         raise SourceError(f"config.json ({arch.model_type}): these must be positive whole numbers: {', '.join(bad)}")
+    if config["num_hidden_layers"] > MOST_LAYERS:
+        raise SourceError(f"config.json ({arch.model_type}): num_hidden_layers = {config['num_hidden_layers']} cannot be")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
@@ -83,7 +89,7 @@ def dims(arch: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return type(value) is int and 0 < value < 1 << 32
 
 
 def templates(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
