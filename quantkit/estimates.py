@@ -10,6 +10,7 @@ from quantkit import footprint, planning
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import writer
 from quantkit.planning import Missing, Needs, TargetPlan
+from quantkit.publish import folder as folders
 from quantkit.recipe import Checks, Recipe
 from quantkit.report import machine
 from quantkit.values import Snapshot
@@ -84,6 +85,9 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
             "tokenizer",
             f"{snapshot.uri} has no tokenizer.json: load its tokenizer with transformers and save it beside the weights",
         )
+    for target_folder in recipe.publish:
+        if (obstacle := folders.obstacle(Path(target_folder.folder))) is not None:
+            yield Missing("publish", obstacle)
     if recipe.checks is not None and llama_cpp.available() is None:
         yield Missing(
             "engine", "the checks run in llama.cpp, which is not installed: make setup, or checks: false in the recipe"

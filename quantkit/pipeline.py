@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit import baseline, estimates, making, planning, sealing, source, verification, workspace
@@ -34,6 +34,8 @@ class Options:
 
     @property
     def workers(self) -> int:
+        if self.threads < 0:
+            raise InputError(f"threads = {self.threads}: give their number, or 0 for one per core")
         return self.threads or machine.cores()
 
 
@@ -51,11 +53,13 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
     with workspace.locked(build_folder(document, options)) as work:
         if options.force:
             workspace.empty(work)
-        job = Job(document.recipe, source.fetch(snapshot, progress), work, options.workers, progress)
+        job = Job(document.recipe, snapshot, work, options.workers, progress)
+        asked = verification.prepare(job)
+        job = replace(job, snapshot=source.fetch(snapshot, progress))
         with closing(job.snapshot.weights):
             observed = making.observe(job, plan.targets)
             artefacts = [making.make(job, target, observed) for target in plan.targets]
-            results = verification.verify_all(job, plan.targets, artefacts)
+            results = verification.verify_all(job, plan.targets, artefacts, asked)
         manifest = sealing.seal(job, document, plan, results)
         if sealing.passed(manifest):
             publish(job, manifest)

@@ -24,10 +24,19 @@ from quantkit.planning import TargetPlan
 from quantkit.recipe import Latency
 from quantkit.report import machine
 from quantkit.source import text
+from quantkit.source.text import Text
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
 from quantkit.version import __version__
 
 CHUNK = 512  # tokens; llama-perplexity's
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is asked of the original and of every artefact: a text, and its tokens (chunks, 512)."""
+
+    text: Text
+    tokens: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +55,38 @@ class Results:
     targets: tuple[TargetRecord, ...]
 
 
-def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact]) -> Results:
-    """The record of every artefact: checked against the original, unless the recipe wants no checks."""
-    pairs = tuple(zip(plans, artefacts, strict=True))
+def prepare(job: Job) -> Evaluation | None:
+    """The evaluation text, cut; None when nothing is checked. What cannot be asked is found here, before anything is made.
+
+    Raises SourceError, UnresolvedError for the text, InputError for a prompt.
+    """
     if job.recipe.checks is None:
+        return None
+    assert job.snapshot.tokenizer is not None
+    baseline.prompts(job)
+    wanted = job.recipe.checks.perplexity
+    given = text.fetch(wanted.text, job.work)
+    return Evaluation(given, corpus.cut(given.path, job.snapshot.tokenizer, chunks=wanted.chunks, length=CHUNK))
+
+
+def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact], asked: Evaluation | None) -> Results:
+    """The record of every artefact: checked against the original, unless there is nothing to ask."""
+    pairs = tuple(zip(plans, artefacts, strict=True))
+    if asked is None:
         return Results({}, tuple(_recorded(job, plan, artefact, (), {}) for plan, artefact in pairs))
-    given = text.fetch(job.recipe.checks.perplexity.text, job.work)
-    reference = make_reference(job, given, job.recipe.checks.perplexity.chunks)
+    reference = make_reference(job, asked.tokens)
     with baseline.made(job) as original:
         records = tuple(verify(job.labelled(plan.name), plan, artefact, reference, original) for plan, artefact in pairs)
-    return Results({given.name: given.sha256}, records)
+    return Results({asked.text.name: asked.text.sha256}, records)
 
 
-def make_reference(job: Job, given: text.Text, chunks: int) -> Reference:
+def make_reference(job: Job, tokens: NDArray[np.int32]) -> Reference:
     """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
     snapshot = job.snapshot
-    assert snapshot.tokenizer is not None
-    tokens = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK)
     path = job.work / "reference.npy"
-    made_from = workspace.key(source=layout.source_digest(snapshot), tokens=tokens.tobytes().hex(), quantkit=__version__)
+    made_from = workspace.key(
+        source=layout.source_digest(snapshot), config=snapshot.config, tokens=tokens.tobytes().hex(), quantkit=__version__
+    )
     if workspace.recall(path, made_from) is None:
         hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=job.threads, progress=job.progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:

@@ -27,12 +27,15 @@ LOCK = ".lock"
 def locked(folder: Path) -> Iterator[Path]:
     """The folder, made if need be, held for this process alone; leftovers of a killed run are removed.
 
-    Raises ResourceError when another run holds it, InputError for a folder of files that no run made.
+    Raises ResourceError when another run holds it or it cannot be made, InputError for a folder of files that no run made.
     """
     if folder.is_dir() and not is_one(folder) and any(folder.iterdir()):
         raise InputError(f"{folder} holds files that quantkit did not make; use another --work-dir, or move them away")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ResourceError(f"{folder} cannot be worked in: {error.strerror}; use --work-dir for another place") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -43,6 +43,8 @@ def test_json_on_failure_is_one_document_too(tmp_path):
 
 def test_an_unknown_option_ends_in_2():
     assert quantkit("run", "--fast").returncode == 2
+    done = quantkit("run", "--fast", "--json")
+    assert json.loads(done.stdout) == {"error": "UsageError", "message": "No such option: --fast", "exit_code": 2}
 
 
 def test_plan_prints_types_reasons_and_exact_sizes(smollm2):

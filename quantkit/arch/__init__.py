@@ -33,6 +33,8 @@ class Architecture:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
+MOST_LAYERS = 4096  # beyond it config.json is damaged, and listing the tensors would not end
+
 # Buffers that older checkpoints carry and no runtime reads.
 DROPPED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".attention.bias")
 
@@ -48,9 +50,7 @@ def find(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a parsed config.json. Raises UnsupportedError."""
     model_type = str(config.get("model_type"))
     if model_type not in known():
-        raise UnsupportedError(
-            f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(known())}"
-        )
+        raise UnsupportedError(f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(known())}")
     return known()[model_type]
 
 
@@ -66,9 +66,13 @@ def find_gguf(name: str) -> Architecture:
 def dims(arch: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
     """The lengths of the named dimensions of `arch.tensors`. Raises SourceError for a missing or impossible value."""
     required = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    bad = [f"{key} = {config.get(key)!r}" for key in required if not _positive(config.get(key))]
+    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+    given = (*required, *(key for key in optional if config.get(key) is not None))
+    bad = [f"{key} = {config.get(key)!r}" for key in given if not _positive(config.get(key))]
     if bad:
         raise SourceError(f"config.json ({arch.model_type}): these must be positive whole numbers: {', '.join(bad)}")
+    if config["num_hidden_layers"] > MOST_LAYERS:
+        raise SourceError(f"config.json ({arch.model_type}): num_hidden_layers = {config['num_hidden_layers']} cannot be")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
@@ -83,7 +87,7 @@ def dims(arch: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return type(value) is int and 0 < value < 1 << 32
 
 
 def templates(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,8 +136,7 @@ def verify(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
     lost = [f"missing: {name} {_show(shape)}{_tying(name)}" for name, shape in wanted.items() if name not in infos]
     lost += [f"unexpected: {name}" for name in infos if name not in wanted and not dropped(arch, config, name)]
     wrong = [
-        f"wrong shape: {name} is {_show(infos[name].shape)}, config.json says {_show(shape)} "
-        f"({_origin(arch, config, name)})"
+        f"wrong shape: {name} is {_show(infos[name].shape)}, config.json says {_show(shape)} ({_origin(arch, config, name)})"
         for name, shape in wanted.items()
         if name in infos and infos[name].shape != shape
     ]

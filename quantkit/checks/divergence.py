@@ -35,9 +35,7 @@ def check(scores: Scores, *, max_mean: float | None = None, min_same_top: float 
         "tokens": scores.kld.size,
         "non_finite": broken,
     }
-    limits = {
-        name: limit for name, limit in (("max_mean", max_mean), ("min_same_top", min_same_top)) if limit is not None
-    }
+    limits = {name: limit for name, limit in (("max_mean", max_mean), ("min_same_top", min_same_top)) if limit is not None}
     said = [
         f"mean KL divergence {kld.mean:.5f} ± {kld.error:.5f} nats",
         f"same top token {100 * top.mean:.2f} ± {100 * top.error:.2f} %",

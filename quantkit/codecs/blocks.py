@@ -18,8 +18,7 @@ def check_rows(name: str, rows: F32, block: int) -> F32:
         )
     if rows.shape[1] % block:
         raise ValueError(
-            f"{name}: a width of {rows.shape[1]} is not a multiple of its block of {block}; "
-            "choose a type with a smaller block"
+            f"{name}: a width of {rows.shape[1]} is not a multiple of its block of {block}; choose a type with a smaller block"
         )
     return rows if rows.flags.writeable else rows.copy()  # numba would compile every kernel again for read-only arrays
 

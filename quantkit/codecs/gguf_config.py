@@ -86,7 +86,10 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     Reads both `rope_parameters` and the older `rope_theta` with `rope_scaling`. Raises UnsupportedError for a type or
     parameter that the GGUF graph does not compute, SourceError for a missing parameter.
     """
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise SourceError(f"config.json: the rotary parameters are {given!r}, an object is expected")
+    found = {key: value for key, value in given.items() if value is not None}
     legacy = found.pop("type", None)
     kind = found.setdefault("rope_type", legacy or "default")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
@@ -95,10 +98,13 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
         inherited = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         found.setdefault("original_max_position_embeddings", inherited)
     needed = {"default": (), "linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3}
-    if kind not in needed:
+    if str(kind) not in needed:
         raise UnsupportedError(f"config.json: rope_type {kind!r} is not supported; supported: {', '.join(needed)}")
     if missing := [key for key in needed[kind] if found.get(key) is None]:
         raise SourceError(f"config.json: rope_type {kind!r} lacks {', '.join(missing)}; it has {sorted(found)}")
+    numbers = {key: found[key] for key in ("rope_theta", *needed[kind])}
+    if odd := {key: value for key, value in numbers.items() if not isinstance(value, int | float) or value <= 0}:
+        raise SourceError(f"config.json: these of rope_type {kind!r} must be positive numbers: {odd}")
     understood = {"rope_type", "rope_theta"} | set(needed[kind])
     understood |= {name for name, _ in _SCALING.get(kind, {}).values()}
     for key in found.keys() - understood:
@@ -160,6 +166,7 @@ def decode(arch_name: str, kv: Mapping[str, Any], rope_freqs: F32 | None = None)
     for key in own.keys() - _TABLE.keys() - _HANDLED - scaling.keys():
         if own[key]:  # a zero count or a false flag says what is the case anyway
             raise UnsupportedError(f"{arch_name}.{key} = {own[key]!r}: quantkit does not know this part of the graph")
+    architectures.dims(arch, config)
     return config
 
 

@@ -109,9 +109,7 @@ def _header(file: BinaryIO, name: str) -> Header:
     if magic != b"GGUF":
         raise SourceError(f"{name} is not a GGUF file: it starts with {magic!r}, not b'GGUF'")
     if version not in (2, 3):
-        raise UnsupportedError(
-            f"{name}: GGUF version {version} or byte order not supported; supported: 2, 3, little endian"
-        )
+        raise UnsupportedError(f"{name}: GGUF version {version} or byte order not supported; supported: 2, 3, little endian")
     tensor_count, pair_count = _number(file, "Q"), _number(file, "Q")
     pairs = tuple(_pair(file) for _ in range(pair_count))
     tensors = tuple(_tensor(file) for _ in range(tensor_count))

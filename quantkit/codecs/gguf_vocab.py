@@ -155,14 +155,15 @@ def _special_ids(tokenizer: Tokenizer, config: Mapping[str, Any], tokens: Sequen
         if number is None:
             number = config.get(f"{name}_id")
         if isinstance(number, list):  # Llama 3.1 has several ends; the others follow as eot, eom
-            number = number[0]
-        if number is not None and 0 <= number < len(tokens):
+            number = next(iter(number), None)
+        if isinstance(number, int) and 0 <= number < len(tokens):
             found[key] = number
     return found
 
 
 def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, Mapping) else token
+    found = token.get("content") if isinstance(token, Mapping) else token
+    return found if isinstance(found, str) else None
 
 
 def _further_ends(generation_config: Mapping[str, Any], ids: Mapping[str, int]) -> list[KeyValue]:

@@ -132,9 +132,7 @@ def encode(rows, importance, top, trials, phases, out):
                 low, high = extremes(bits[row, block, j])
                 low = min(low, _ZERO)
                 weights[j], values = weight_sums(x[j], weight[j], low)
-                scales[j], offset = search(
-                    x[j], weight[j], low, high, weights[j], values, top, _ZERO, trials, phases, table
-                )
+                scales[j], offset = search(x[j], weight[j], low, high, weights[j], values, top, _ZERO, trials, phases, table)
                 minima[j] = -offset
             step, peak = common_step(scales, weights)
             step_bits = covering_half(step, np.float32(63.5), peak)
@@ -148,9 +146,7 @@ def encode(rows, importance, top, trials, phases, out):
             target[2] = minimum_bits & 255
             target[3] = minimum_bits >> 8
             for j in range(8):
-                code, minimum_code = choose_codes(
-                    x[j], weight[j], weights[j], scales[j], minima[j], step, minimum_step, top
-                )
+                code, minimum_code = choose_codes(x[j], weight[j], weights[j], scales[j], minima[j], step, minimum_step, top)
                 codes[0, j] = np.uint8(code)
                 codes[1, j] = np.uint8(minimum_code)
                 round_codes(x[j], code * step, minimum_code * minimum_step, top, quants[j])

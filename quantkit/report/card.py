@@ -146,7 +146,7 @@ def _measured(manifest: Manifest) -> str:
 
 def _limits(manifest: Manifest) -> str:
     said = [
-        f"Checked on {_text(name)} (sha256 {digest}): a perplexity ratio holds for text like it."
+        f"Checked on {_text(name)} (sha256 {_code(digest)}): a perplexity ratio holds for text like it."
         for name, digest in manifest.text.items()
     ] or ["Not checked: nothing is known of their quality."]
     if any(target.speed for target in manifest.targets):

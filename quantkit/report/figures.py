@@ -133,9 +133,7 @@ def limits(record: CheckRecord) -> str:
 
 def moment(created: str) -> str:
     """2026-01-01T00:00:00Z as 2026-01-01 00:00 UTC; anything else as it is."""
-    return (
-        f"{created[:10]} {created[11:16]} UTC" if re.fullmatch(r"[\d-]{10}T[\d:]{8}.*(Z|\+00:00)", created) else created
-    )
+    return f"{created[:10]} {created[11:16]} UTC" if re.fullmatch(r"[\d-]{10}T[\d:]{8}.*(Z|\+00:00)", created) else created
 
 
 def size(nbytes: int) -> str:

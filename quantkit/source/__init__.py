@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from quantkit.errors import SourceError
 from quantkit.source import folder, gguf_file
 from quantkit.source.files import TensorFiles, digest
 from quantkit.source.pickled import PickledTensors
-from quantkit.values import Progress, Snapshot
+from quantkit.values import Progress, Snapshot, Tokenizer
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -23,6 +24,26 @@ def describe(uri: str, *, cache: Path | None = None) -> Snapshot:
     folder exists. `cache` is huggingface_hub's folder. Raises SourceError, WeightError, UnsupportedError,
     UnresolvedError.
     """
+    try:
+        snapshot = _described(uri, cache)
+    except OSError as error:
+        raise SourceError(f"{uri}: cannot be read: {error}") from error
+    if snapshot.tokenizer is not None:
+        _load(snapshot.tokenizer)
+    return snapshot
+
+
+def _load(tokenizer: Tokenizer) -> None:
+    """Raises SourceError for a tokenizer that the tokenizers library does not load."""
+    from tokenizers import Tokenizer as Engine
+
+    try:
+        Engine.from_str(json.dumps(tokenizer.definition))
+    except Exception as error:  # the library raises no narrower one
+        raise SourceError(f"the tokenizer is damaged: {error}; fetch the checkpoint again") from error
+
+
+def _described(uri: str, cache: Path | None) -> Snapshot:
     scheme, colon, rest = uri.partition("://")
     if not colon:
         path = Path(uri).expanduser()

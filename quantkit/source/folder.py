@@ -69,13 +69,24 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value; None if there is no such file. Raises SourceError."""
+    """A JSON file's object; None if there is no such file. Raises SourceError."""
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SourceError(f"{path.name} is not JSON ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path.name} holds a {type(found).__name__} where an object is expected; fetch it again")
+    return found
+
+
+def shards_of(index: Mapping[str, Any], name: str) -> dict[str, str]:
+    """An index's map: tensor name -> file. Raises SourceError for an index without one; `name` is the index's own."""
+    placed = index.get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise SourceError(f"{name} has no weight_map from tensors to files; fetch it again")
+    return placed
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
@@ -85,8 +96,11 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
         return None
     config = read_json(folder / "tokenizer_config.json") or {}
     template = config.get("chat_template") or _template_files(folder)
-    named = {item["name"]: item["template"] for item in template} if isinstance(template, list) else {}
+    listed = isinstance(template, list) and all(isinstance(item, dict) for item in template)
+    named = {item.get("name"): item.get("template") for item in template} if listed else {}
     chosen = named.get("default") if named else template
+    if not isinstance(chosen, str | None):
+        raise SourceError(f"tokenizer_config.json: chat_template is a {type(chosen).__name__}, not a text; fetch it again")
     return Tokenizer(definition, {**config, "chat_template": template} if named else config, chosen)
 
 
@@ -106,7 +120,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Weights:
     if (folder / SINGLE).is_file():
         return _safetensors(folder, [SINGLE], config)
     if index is not None:
-        placed = {str(name): str(file) for name, file in index["weight_map"].items()}
+        placed = shards_of(index, INDEX)
         shards = sorted(set(placed.values()))
         if absent := [name for name in shards if not (folder / name).is_file()]:
             raise SourceError(f"{INDEX} names shards that are not there: {', '.join(absent)}; fetch them again")
@@ -177,14 +191,29 @@ def read_header(length: bytes, read: Any, size: int, shard: str) -> tuple[int, d
 
     try:
         header = json.loads(read(count), object_pairs_hook=unique)
+        if not isinstance(header, dict):
+            raise ValueError(f"a {type(header).__name__}, not an object")
     except ValueError as error:
-        raise SourceError(f"{shard}: the safetensors header is not JSON ({error}); fetch it again") from error
+        raise SourceError(f"{shard}: the safetensors header is not a JSON object ({error}); fetch it again") from error
+    odd = [name for name, entry in header.items() if name != "__metadata__" and not _is_entry(entry)]
+    if odd:
+        raise SourceError(f"{shard}: the safetensors header describes {odd[0]} wrongly: {header[odd[0]]}; fetch it again")
     header.pop("__metadata__", None)
     wanted = 8 + count + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if wanted != size:
         state = "truncated" if size < wanted else "longer than its header says"
         raise SourceError(f"{shard} is {state}: {size} bytes, the header says {wanted}; fetch it again")
     return 8 + count, header
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a header's entry says dtype, shape and place as the format has them."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, place = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
+        return False
+    return all(type(size) is int and size >= 0 for size in (*shape, *place))
 
 
 def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> tuple[TensorInfo, Span]:
@@ -208,6 +237,5 @@ def reconstruct(config: Mapping[str, Any]) -> dict[str, TensorInfo]:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     itemsize = _DTYPES[dtype][0]
     return {
-        name: TensorInfo(name, tuple(value.shape), dtype, value.numel() * itemsize)
-        for name, value in model.named_parameters()
+        name: TensorInfo(name, tuple(value.shape), dtype, value.numel() * itemsize) for name, value in model.named_parameters()
     }

@@ -85,7 +85,7 @@ def _weight_files(place: Path, sizes: Mapping[str, int]) -> list[str]:
         if single in sizes:
             return [single]
         if listing := folder.read_json(place / index):
-            return sorted(set(listing["weight_map"].values()))
+            return sorted(set(folder.shards_of(listing, index).values()))
     return []
 
 

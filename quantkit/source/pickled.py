@@ -37,7 +37,7 @@ def load(place: Path, config: Mapping[str, Any]) -> PickledTensors:
 
     single, index = folder.PICKLED
     listing = folder.read_json(place / index)
-    names = [single] if (place / single).is_file() else sorted(set(listing["weight_map"].values()))
+    names = [single] if (place / single).is_file() else sorted(set(folder.shards_of(listing, index).values()))
     if absent := [name for name in names if not (place / name).is_file()]:
         raise SourceError(f"{index} names shards that are not there: {', '.join(absent)}; fetch them again")
     tensors: dict[str, Any] = {}

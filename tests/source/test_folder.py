@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 
 from quantkit import source
 from quantkit.errors import SourceError, UnsupportedError, WeightError
+from quantkit.formats.gguf import layout
 from quantkit.progress import silent
+from quantkit.recipe import GgufTarget
 from quantkit.source import folder
 
 
@@ -193,6 +195,52 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SourceError, match=r"config\.json is not JSON"):
         source.describe(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "[]", r"config\.json holds a list where an object is expected"),
+        ("tokenizer_config.json", "[1]", r"tokenizer_config\.json holds a list"),
+        ("tokenizer_config.json", '{"chat_template": 5}', "chat_template is a int, not a text"),
+        ("tokenizer.json", '{"a": 1}', "the tokenizer is damaged"),
+        ("model.safetensors", "", "is truncated"),
+        (folder.INDEX, "{}", "no weight_map from tensors to files"),
+    ],
+)
+def test_documents_of_another_shape(copy: Path, file: str, content: str, said: str) -> None:
+    if file == folder.INDEX:
+        (copy / folder.SINGLE).unlink()
+    (copy / file).write_text(content)
+    with pytest.raises(SourceError, match=said):
+        source.describe(str(copy))
+
+
+@pytest.mark.parametrize("entry", [5, {}, {"dtype": "F32", "shape": [1], "data_offsets": [0]}, {"dtype": "F32", "shape": "x"}])
+def test_a_header_that_describes_a_tensor_wrongly(copy: Path, entry: object) -> None:
+    header = json.dumps({"lm_head.weight": entry}).encode()
+    (copy / folder.SINGLE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(SourceError, match=r"describes lm_head\.weight wrongly"):
+        source.describe(str(copy))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_hidden_layers": 10**12}, {"num_key_value_heads": "2"}, {"head_dim": 0}, {"rope_parameters": 5}, {"rope_theta": "x"}],
+)
+def test_impossible_sizes(copy: Path, change: dict[str, Any]) -> None:
+    _rewrite_config(copy, **{"rope_parameters": None, **change})
+    with pytest.raises(SourceError, match=r"config\.json"):
+        layout.plan(GgufTarget(format="gguf", type="Q8_0"), "", source.describe(str(copy)), "model")
+
+
+def test_a_file_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folder, "describe", refuse)  # root may read everything
+    with pytest.raises(SourceError, match=r"cannot be read: .*Permission denied"):
+        source.describe(str(copy))
 
 
 def test_chat_templates_by_precedence(copy: Path) -> None:
