@@ -132,6 +132,8 @@ class Recipe(_Strict):
     @field_validator("checks", mode="before")
     @classmethod
     def _false_means_none(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("empty: write false to measure nothing, or leave the key out for the sanity checks")
         return None if value is False else value
 
     @field_validator("targets")
@@ -143,6 +145,9 @@ class Recipe(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the same target twice: {', '.join(twice)}; remove one")
+        types = [target.type for target in targets]
+        if same := sorted({kind for kind in types if types.count(kind) > 1}):
+            raise ValueError(f"{', '.join(same)} with and without imatrix would be one file; make them by two recipes")
         return targets
 
     @model_validator(mode="after")

@@ -65,7 +65,10 @@ def parse(text: str, name: str, where: str) -> Document:
         raise RecipeError(f"{where}:{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not valid YAML: {error}") from error
-    faults = [f"{where}:{line}: {key}: given twice; keep one" for line, key in _repeated(root)]
+    try:
+        faults = [f"{where}:{line}: {key}: given twice; keep one" for line, key in _repeated(root)]
+    except RecursionError as error:
+        raise RecipeError(f"{where}: an alias (*) stands inside what its anchor (&) names; write it out") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{where}:1: a recipe is a mapping with at least `source` and `targets`, this is {_kind(data)}")
     try:
@@ -117,6 +120,7 @@ def _fault(where: str, root: yaml.Node | None, item: Any) -> str:
         message = "required and missing"
     elif isinstance(item.get("input"), str | int | float | bool):
         message += f" (got {item['input']!r})"
+    message = message.replace("valid tuple", "valid list")
     return f"{where}:{line}: {path or 'recipe'}: {message}"
 
 

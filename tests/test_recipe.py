@@ -85,6 +85,25 @@ def test_checks_can_be_switched_off():
     assert made.gates(made.targets[0]) is None
 
 
+@pytest.mark.parametrize(
+    ("addition", "said"),
+    [
+        ("checks:\n", "checks: empty: write false to measure nothing"),
+        ("prompts: 7\n", "prompts: Input should be a valid list"),
+        ("publish: &a [*a]\n", "an alias .* stands inside what its anchor"),
+    ],
+)
+def test_values_of_another_kind(addition, said):
+    with pytest.raises(RecipeError, match=said):
+        parse(GOOD + addition, "r", "r.yaml")
+
+
+def test_two_targets_of_one_file_are_refused():
+    text = "source: x\ntargets: [{format: gguf, type: Q4_0}, {format: gguf, type: Q4_0, imatrix: true}]\ncalibration: {}\n"
+    with pytest.raises(RecipeError, match="Q4_0 with and without imatrix would be one file"):
+        parse(text, "r", "r.yaml")
+
+
 def test_digest_covers_what_determines_the_bytes_and_nothing_else():
     def digest(text):
         made = parse(text, "r", "r.yaml").recipe
