@@ -139,9 +139,9 @@ def _how_to_run(manifest: Manifest) -> str:
 
 
 def _limits(manifest: Manifest) -> str:
+    text = f"{_text(manifest.text['name'])} (sha256 {_code(manifest.text['sha256'])})" if manifest.text else "no text"
     said = [
-        f"Checked on {_text(', '.join(f'{key} {value}' for key, value in manifest.text.items()) or 'no text')}: a "
-        "perplexity ratio holds for text like it.",
+        f"Checked on {text}: a perplexity ratio holds for text like it.",
         f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
         f"{fig.memory(manifest.machine.memory_bytes)}).",
     ]
