@@ -26,7 +26,12 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
     given = text.fetch(calibration.text, job.work)
     path = job.work / "importance.npz"
     made_from = workspace.key(
-        source=layout.source_digest(job.snapshot), text=given.sha256, calibration=calibration.model_dump(), quantkit=__version__
+        source=layout.source_digest(job.snapshot),
+        config=job.snapshot.config,
+        tokenizer=job.snapshot.tokenizer,
+        text=given.sha256,
+        calibration=calibration.model_dump(),
+        quantkit=__version__,
     )
     if workspace.recall(path, made_from) is None:
         length = calibration.length
@@ -46,8 +51,8 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
     """The planned file, or the same one of an earlier run."""
     weighed = observed if plan.target.imatrix else {}
     made_from = workspace.key(
-        recipe=plan.digest,
-        source=layout.source_digest(job.snapshot),
+        rows=plan.rows,
+        metadata=layout.metadata(plan.target, plan.digest, job.snapshot),
         quantkit=__version__,
         importance={name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in weighed.items()},
     )
