@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 err = Console(stderr=True)
 page = Console(width=None if sys.stdout.isatty() else 240)  # in a pipe, one line a row
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 RecipeArgument = Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="a recipe; or give --source and --type")]
 Source = Annotated[str | None, typer.Option(help="the source, in place of the recipe's: hf://org/name@rev, a folder, a .gguf")]
@@ -144,6 +145,7 @@ def _print(document: Any) -> None:
 
 def main() -> None:
     """Entry point: every error of quantkit's tree ends in its own exit code, and in one JSON document when --json was given."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that temporary files and child processes go
     try:
         app()
     except QuantkitError as error:
@@ -151,6 +153,9 @@ def main() -> None:
     except SystemExit as leave:
         if leave.code == INTERRUPTED:
             _fail("Interrupted", "interrupted; the next run continues from the last finished step", INTERRUPTED)
+        usage = getattr(leave.__context__, "message", None)  # of an unknown option; typer has shown it on stderr
+        if usage and "--json" in sys.argv:
+            _print({"error": "UsageError", "message": usage, "exit_code": leave.code})
         raise
 
 

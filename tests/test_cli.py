@@ -43,6 +43,8 @@ def test_json_on_failure_is_one_document_too(tmp_path):
 
 def test_an_unknown_option_ends_in_2():
     assert quantkit("run", "--fast").returncode == 2
+    done = quantkit("run", "--fast", "--json")
+    assert json.loads(done.stdout) == {"error": "UsageError", "message": "No such option: --fast", "exit_code": 2}
 
 
 def test_plan_prints_types_reasons_and_exact_sizes(smollm2):
@@ -87,9 +89,12 @@ def test_doctor_finds_this_installation_sound():
 
 
 def test_clean_shows_first_and_frees_when_told(tmp_path):
-    (tmp_path / "demo").mkdir()
+    for name in ("demo", "of-someone-else"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "demo" / ".lock").touch()
     (tmp_path / "demo" / "file").write_bytes(b"x" * 1000)
     assert "can be freed" in quantkit("clean", "--work-dir", tmp_path).stdout
     assert (tmp_path / "demo" / "file").exists()
     assert "freed" in quantkit("clean", "--work-dir", tmp_path, "--yes").stdout
     assert not (tmp_path / "demo").exists()
+    assert (tmp_path / "of-someone-else").exists()
