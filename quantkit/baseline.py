@@ -1,7 +1,8 @@
 """The unquantised model in the engine: what speed and answers are compared with.
 
-It is an F16 file of ours that lives while the checks run. Where the whole does not fit this machine's memory or disk, speed is
-compared on a cut: the first two layers of the original as F16 and of the original as the artefact's type. The label says so.
+It is an F16 file of ours that lives while the checks run, under a temporary name all the while. Where the whole does not
+fit this machine's memory or disk, speed is compared on a cut: the first two layers of the original as F16 and of the original
+as the artefact's type. The label says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from quantkit import arch, footprint
+from quantkit import arch, footprint, workspace
 from quantkit.checks import samples
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
@@ -104,18 +105,24 @@ def counterpart(job: Job, target: GgufTarget, artefact: Path, original: Baseline
         path.unlink(missing_ok=True)
 
 
+def prompts(job: Job) -> list[list[int]]:
+    """The recipe's prompts as tokens. Raises InputError, UnresolvedError for one that cannot be put to the model."""
+    assert job.snapshot.tokenizer is not None
+    return samples.encode(job.snapshot.tokenizer, job.recipe.prompts, ANSWER_CONTEXT - ANSWER_TOKENS)
+
+
 def answers(job: Job, path: Path) -> tuple[str, ...]:
     """Greedy answers to the recipe's prompts by the file at `path`, through the chat template."""
     assert job.snapshot.tokenizer is not None
     runner = llama_cpp.open_runner(path, context=ANSWER_CONTEXT, threads=job.threads)
     try:
-        return tuple(samples.answer(runner, job.snapshot.tokenizer, job.recipe.prompts, ANSWER_TOKENS))
+        return tuple(samples.answer(runner, job.snapshot.tokenizer, prompts(job), ANSWER_TOKENS))
     finally:
         runner.close()
 
 
 def _plan(snapshot: Snapshot, target: GgufTarget) -> TargetPlan:
-    return replace(layout.plan(target, "", snapshot, "baseline"), file=f"baseline-{target.type}.gguf")
+    return replace(layout.plan(target, "", snapshot, "baseline"), file=f"baseline-{target.type}.gguf{workspace.PARTIAL}")
 
 
 def _write(job: Job, target: GgufTarget, cut: bool) -> Path:

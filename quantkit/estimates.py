@@ -8,6 +8,7 @@ from pathlib import Path
 from quantkit import footprint, planning
 from quantkit.engines import llama_cpp
 from quantkit.planning import Missing, Needs, TargetPlan
+from quantkit.publish import folder as folders
 from quantkit.recipe import Checks, Recipe
 from quantkit.report import machine
 from quantkit.values import Snapshot
@@ -77,6 +78,11 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     """Everything that stops the run, each with its remedy."""
     if snapshot.reconstructed:
         yield Missing("weights", f"{snapshot.uri} has no weights: it can be planned, not run; fetch its .safetensors files")
+    if snapshot.tokenizer is None:
+        yield Missing("tokenizer", f"{snapshot.uri} has no tokenizer, and a GGUF file holds one: put its tokenizer.json there")
+    for target_folder in recipe.publish:
+        if (obstacle := folders.obstacle(Path(target_folder.folder))) is not None:
+            yield Missing("publish", obstacle)
     if recipe.checks is not None and llama_cpp.available() is None:
         yield Missing(
             "engine", "the checks run in llama.cpp, which is not installed: make setup, or checks: false in the recipe"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit import baseline, estimates, making, planning, sealing, source, verification, workspace
@@ -32,6 +32,8 @@ class Options:
 
     @property
     def workers(self) -> int:
+        if self.threads < 0:
+            raise InputError(f"threads = {self.threads}: give their number, or 0 for one per core")
         return self.threads or machine.cores()
 
 
@@ -49,10 +51,12 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
     with workspace.locked(build_folder(document, options)) as work:
         if options.force:
             workspace.empty(work)
-        job = Job(document.recipe, source.fetch(snapshot, progress), work, options.workers, progress)
+        job = Job(document.recipe, snapshot, work, options.workers, progress)
+        asked = verification.prepare(job)
+        job = replace(job, snapshot=source.fetch(snapshot, progress))
         observed = making.observe(job, plan.targets)
         artefacts = [making.make(job, target, observed) for target in plan.targets]
-        results = verification.verify_all(job, plan.targets, artefacts)
+        results = verification.verify_all(job, plan.targets, artefacts, asked)
         manifest = sealing.seal(job, document, plan, results)
         if sealing.passed(manifest):
             publish(job, manifest)
@@ -114,8 +118,8 @@ def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:
 
 
 def leftovers(work_dir: Path) -> list[tuple[Path, int]]:
-    """Build folders and what they hold, bytes."""
-    folders = sorted(path for path in work_dir.glob("*") if path.is_dir())
+    """Build folders, known by their lock, and what they hold, bytes."""
+    folders = sorted(lock.parent for lock in work_dir.glob(f"*/{workspace.LOCK}"))
     return [(path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
 
 

@@ -48,7 +48,7 @@ class Needs:
 class Missing:
     """Something that stops the run, and the remedy."""
 
-    kind: str  # engine, memory, disk, weights, strict
+    kind: str  # engine, memory, disk, weights, tokenizer, publish, strict
     message: str
 
 
@@ -118,7 +118,7 @@ def refuse(plan: Plan) -> None:
         return
     message = "\n".join(missing.message for missing in plan.missing)
     kinds = {missing.kind for missing in plan.missing}
-    if kinds & {"strict", "weights"}:
+    if kinds & {"strict", "weights", "tokenizer", "publish"}:
         raise InputError(message)
     raise UnresolvedError(message) if kinds == {"engine"} else ResourceError(message)
 

@@ -25,6 +25,7 @@ from quantkit.recipe import Latency
 from quantkit.report import machine
 from quantkit.source import text
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
+from quantkit.version import __version__
 
 CHUNK = 512  # tokens; llama-perplexity's
 
@@ -45,25 +46,38 @@ class Results:
     targets: tuple[TargetRecord, ...]
 
 
-def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact]) -> Results:
-    """The record of every artefact: checked against the original, unless the recipe wants no checks."""
-    pairs = tuple(zip(plans, artefacts, strict=True))
+def prepare(job: Job) -> Corpus | None:
+    """The evaluation text, cut; None when nothing is checked. What cannot be asked is found here, before anything is made.
+
+    Raises SourceError, UnresolvedError for the text, InputError for a prompt.
+    """
     if job.recipe.checks is None:
+        return None
+    assert job.snapshot.tokenizer is not None
+    baseline.prompts(job)
+    wanted = job.recipe.checks.perplexity
+    given = text.fetch(wanted.text, job.work)
+    return corpus.cut(given.path, job.snapshot.tokenizer, chunks=wanted.chunks, length=CHUNK, name=given.name)
+
+
+def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact], asked: Corpus | None) -> Results:
+    """The record of every artefact: checked against the original, unless there is nothing to ask."""
+    pairs = tuple(zip(plans, artefacts, strict=True))
+    if asked is None:
         return Results({}, tuple(_recorded(job, plan, artefact, (), {}) for plan, artefact in pairs))
-    given = text.fetch(job.recipe.checks.perplexity.text, job.work)
-    reference = make_reference(job, given, job.recipe.checks.perplexity.chunks)
+    reference = make_reference(job, asked)
     with baseline.made(job) as original:
         records = tuple(verify(job.labelled(plan.name), plan, artefact, reference, original) for plan, artefact in pairs)
-    return Results({"name": given.name, "sha256": given.sha256}, records)
+    return Results({"name": asked.name, "sha256": asked.sha256}, records)
 
 
-def make_reference(job: Job, given: text.Text, chunks: int) -> Reference:
+def make_reference(job: Job, cut: Corpus) -> Reference:
     """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
     snapshot = job.snapshot
-    assert snapshot.tokenizer is not None
-    cut = corpus.cut(given.path, snapshot.tokenizer, chunks=chunks, length=CHUNK, name=given.name)
     path = job.work / "reference.npy"
-    made_from = workspace.key(source=layout.source_digest(snapshot), tokens=cut.tokens.tobytes().hex())
+    made_from = workspace.key(
+        source=layout.source_digest(snapshot), config=snapshot.config, tokens=cut.tokens.tobytes().hex(), quantkit=__version__
+    )
     if workspace.recall(path, made_from) is None:
         hidden = walk.walk(snapshot.config, snapshot.weights, cut.tokens, threads=job.threads, progress=job.progress)
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:

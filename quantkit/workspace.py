@@ -27,10 +27,13 @@ LOCK = ".lock"
 def locked(folder: Path) -> Iterator[Path]:
     """The folder, made if need be, held for this process alone; leftovers of a killed run are removed.
 
-    Raises ResourceError when another run holds it.
+    Raises ResourceError when another run holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ResourceError(f"{folder} cannot be worked in: {error.strerror}; use --work-dir for another place") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

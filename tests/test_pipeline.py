@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 import quantkit
 from quantkit import pipeline, recipe_file
-from quantkit.errors import CheckFailed, InputError, ResourceError, UnresolvedError
+from quantkit.errors import CheckFailed, InputError, QuantkitError, ResourceError, UnresolvedError
 from quantkit.manifest import Manifest
 from quantkit.pipeline import Options
 
@@ -135,6 +136,52 @@ def test_too_short_a_text_is_unresolved(recipe, tmp_path):
     assert not (tmp_path / "published").exists()
 
 
+def test_what_cannot_be_asked_is_found_before_anything_is_made(recipe, tmp_path):
+    (tmp_path / "short.txt").write_text("Too short.")
+    for fault, changes in (
+        ("no such text file", {"{chunks: 2": "{text: nowhere.txt, chunks: 2"}),
+        ("need 1024", {"{chunks: 2": f"{{text: {tmp_path / 'short.txt'}, chunks: 2"}),
+        ("1 to 448 can be answered", {'"Hello"': '"' + 600 * "long " + '"'}),
+    ):
+        with pytest.raises(QuantkitError, match=fault):
+            quantkit.convert(recipe(**changes), work_dir=tmp_path / "build")
+        assert not list(tmp_path.rglob("*.gguf*"))
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.json", "publish"])
+def test_the_plan_says_what_would_stop_the_run(pico, recipe, tmp_path, lost):
+    source = shutil.copytree(pico("llama"), tmp_path / "model")
+    if lost == "publish":
+        (tmp_path / "published").mkdir()
+    else:
+        (source / lost).unlink()
+    plan = quantkit.plan(recipe(source=source), work_dir=tmp_path / "build")
+    assert [missing.kind for missing in plan.missing] == [lost.removesuffix(".json")]
+    with pytest.raises(InputError, match=r"has no tokenizer|was not published by quantkit"):
+        quantkit.convert(recipe(source=source), work_dir=tmp_path / "build")
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_mended_tokenizer_makes_a_new_file(pico, tmp_path):
+    source = shutil.copytree(pico("llama"), tmp_path / "model")
+    settings = {"type": "Q8_0", "checks": False, "work_dir": tmp_path / "build"}
+    before = quantkit.convert(source, **settings).targets[0].sha256
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ messages }}"}))
+    assert quantkit.convert(source, **settings).targets[0].sha256 != before
+
+
+def test_a_work_folder_that_cannot_be_made(pico, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be worked in: Not a directory"):
+        quantkit.convert(pico("llama"), type="Q8_0", checks=False, work_dir=tmp_path / "file")
+
+
+def test_threads_below_zero(pico, tmp_path):
+    with pytest.raises(InputError, match="threads = -1"):
+        quantkit.convert(pico("llama"), type="Q8_0", threads=-1, work_dir=tmp_path)
+
+
 def test_a_second_run_at_once_says_so(recipe, tmp_path):
     from quantkit import workspace
 
@@ -142,7 +189,7 @@ def test_a_second_run_at_once_says_so(recipe, tmp_path):
         quantkit.convert(recipe(), work_dir=tmp_path / "build")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, how):
     command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "Q4_K_M", "--no-checks"]
     command += ["--threads", "1", "--work-dir", str(tmp_path / "build")]
@@ -153,10 +200,10 @@ def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, h
         time.sleep(0.02)
     child.send_signal(how)
     said = child.communicate(timeout=60)[1]
-    assert child.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+    assert child.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how), said
     assert not list(tmp_path.glob("build/*/*.gguf"))
     left = list(tmp_path.glob("build/*/*.partial"))
-    assert not left if how == signal.SIGINT else left
+    assert left if how == signal.SIGKILL else not left
     manifest = quantkit.convert(smollm2, type="Q4_K_M", checks=False, work_dir=tmp_path / "build")
     assert not list(tmp_path.glob("build/*/*.partial"))
     assert (tmp_path / "build").glob(f"*/{manifest.targets[0].file}")

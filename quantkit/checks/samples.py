@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from quantkit.errors import UnresolvedError
+from quantkit.errors import InputError, UnresolvedError
 from quantkit.values import Runner, Tokenizer
 
 
@@ -34,14 +35,27 @@ def render(tokenizer: Tokenizer, prompt: str) -> str:
     return str(rendered[0][0])
 
 
-def answer(runner: Runner, tokenizer: Tokenizer, prompts: Sequence[str], limit: int) -> list[str]:
-    """The runner's greedy answers of at most `limit` tokens. Special tokens that the template writes are parsed."""
+def encode(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> list[list[int]]:
+    """The prompts' tokens. Special tokens that the template writes are parsed.
+
+    Raises InputError for a prompt without tokens or with more than `room`, UnresolvedError as `render` does.
+    """
+    engine = _engine(tokenizer)
+    bare = tokenizer.chat_template is None  # a template writes its own BOS
+    found = [engine.encode(render(tokenizer, prompt), add_special_tokens=bare).ids for prompt in prompts]
+    for prompt, ids in zip(prompts, found, strict=True):
+        if not 0 < len(ids) <= room:
+            raise InputError(f"prompts: {prompt[:40]!r} is {len(ids)} tokens; 1 to {room} can be answered")
+    return found
+
+
+def answer(runner: Runner, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], limit: int) -> list[str]:
+    """The runner's greedy answers, of at most `limit` tokens, to prompts that `encode` gave."""
+    engine = _engine(tokenizer)
+    return [engine.decode(runner.generate(ids, limit), skip_special_tokens=True).strip() for ids in prompts]
+
+
+def _engine(tokenizer: Tokenizer) -> Any:
     from tokenizers import Tokenizer as Engine
 
-    engine = Engine.from_str(json.dumps(tokenizer.definition))
-    bare = tokenizer.chat_template is None  # a template writes its own BOS
-    answers = []
-    for prompt in prompts:
-        ids = engine.encode(render(tokenizer, prompt), add_special_tokens=bare).ids
-        answers.append(engine.decode(runner.generate(ids, limit), skip_special_tokens=True).strip())
-    return answers
+    return Engine.from_str(json.dumps(tokenizer.definition))

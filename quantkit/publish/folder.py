@@ -38,9 +38,12 @@ def publish(build_files: Mapping[str, Path], destination: Path, version: str) ->
     sums = _sums(build_files)
     if version.startswith(".") or "/" in version or not version:
         raise InputError(f"version {version!r} is no folder name; use letters, digits and dashes")
-    store = destination.with_name(f".{destination.name}")
+    store = _store(destination)
     current = _current(destination, store)
-    store.mkdir(parents=True, exist_ok=True)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{destination} cannot be published to: {error.strerror}; publish elsewhere") from error
     with _locked(store):
         if current == version and (store / version / SUMS).read_bytes() == build_files[SUMS].read_bytes():
             return destination
@@ -57,7 +60,7 @@ def publish(build_files: Mapping[str, Path], destination: Path, version: str) ->
         except OSError as error:
             shutil.rmtree(stage, ignore_errors=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+                raise ResourceError(f"{destination}: publishing failed, the version in force is untouched: {error}") from error
             need = sum(path.stat().st_size for path in build_files.values())
             raise ResourceError(
                 f"the disk of {store.parent} is full: publishing needs {need / 1e6:.1f} MB there. The version in force "
@@ -68,6 +71,23 @@ def publish(build_files: Mapping[str, Path], destination: Path, version: str) ->
             raise
         _remove(entry for entry in store.iterdir() if entry.name not in (version, current))
     return destination
+
+
+def obstacle(destination: Path) -> str | None:
+    """What would keep `publish` from this destination, as far as it can be seen without writing; None if nothing."""
+    destination = destination.absolute()
+    try:
+        _current(destination, _store(destination))
+    except InputError as error:
+        return str(error)
+    existing = next(parent for parent in (_store(destination), *destination.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return f"{destination} cannot be published to: {existing} is not a folder that may be written to; publish elsewhere"
+    return None
+
+
+def _store(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}")
 
 
 def _sums(build_files: Mapping[str, Path]) -> dict[str, str]:

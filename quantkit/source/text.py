@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
 
+from quantkit import workspace
 from quantkit.errors import SourceError
 
 BUILTIN = "builtin:python-docs"
@@ -48,9 +49,8 @@ def fetch(uri: str, folder: Path, cache: Path | None = None) -> Text:
 def _written(name: str, text: str, path: Path) -> Text:
     data = text.encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with workspace.replacing(path) as temporary:
+        temporary.write_bytes(data)
     return Text(name, path, hashlib.sha256(data).hexdigest())
 
 

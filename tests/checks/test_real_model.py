@@ -19,7 +19,7 @@ from tiny import StateDict
 
 from quantkit.calibration.corpus import Corpus, cut
 from quantkit.checks import divergence, perplexity
-from quantkit.checks.samples import answer
+from quantkit.checks.samples import answer, encode
 from quantkit.checks.scoring import score
 from quantkit.engines import llama_cpp
 from quantkit.values import Runner, Tokenizer
@@ -108,6 +108,6 @@ def test_the_walk_and_the_engine_agree_with_transformers(real: Real, runner: Run
 
 
 def test_the_model_answers_through_its_template(real: Real, runner: Runner) -> None:
-    said = answer(runner, real.tokenizer, ["What is gravity?"], 24)[0]
+    said = answer(runner, real.tokenizer, encode(real.tokenizer, ["What is gravity?"], 400), 24)[0]
     assert "gravity" in said.lower()
     assert "<|im_end|>" not in said

@@ -10,9 +10,9 @@ from tiny import tiny, write_llama
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from quantkit.checks.samples import answer, render
+from quantkit.checks.samples import answer, encode, render
 from quantkit.engines import llama_cpp
-from quantkit.errors import UnresolvedError
+from quantkit.errors import InputError, UnresolvedError
 from quantkit.values import Tokenizer
 
 CHATML = (
@@ -65,7 +65,13 @@ def test_answers_are_the_runners_greedy_text(tmp_path: Path) -> None:
     write_llama(path, weights.state, gguf.GGMLQuantizationType.F32)
     runner = llama_cpp.open_runner(path, context=128, threads=1)
     given = tokenizer(CHATML)
-    first, second = answer(runner, given, ["What is a llama?", "Why?"], 6)
-    again = answer(runner, given, ["Why?"], 6)[0]
+    first, second = answer(runner, given, encode(given, ["What is a llama?", "Why?"], 200), 6)
+    again = answer(runner, given, encode(given, ["Why?"], 200), 6)[0]
     runner.close()
     assert (first != second, second) == (True, again), "one answer leaves nothing behind for the next"
+
+
+@pytest.mark.parametrize("prompt", ["", "far too long"])
+def test_a_prompt_that_cannot_be_answered(prompt: str) -> None:
+    with pytest.raises(InputError, match="1 to 5 can be answered"):
+        encode(tokenizer(None), ["Why?", prompt], 5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import InputError, ResourceError
-from quantkit.publish.folder import SUMS, publish
+from quantkit.publish.folder import SUMS, obstacle, publish
 
 
 def build(folder: Path, version: str, size: int = 1000) -> dict[str, Path]:
@@ -91,6 +91,16 @@ def test_what_is_not_quantkits_is_refused(tmp_path: Path) -> None:
         publish(files, tmp_path / "link", "v1")
     assert not (tmp_path / ".link").exists()
     assert not (tmp_path / ".folder").exists()
+
+
+def test_obstacles_are_seen_before_anything_is_published(tmp_path: Path) -> None:
+    assert obstacle(tmp_path / "new" / "out") is None
+    publish(build(tmp_path / "build", "v1"), tmp_path / "out", "v1")
+    assert obstacle(tmp_path / "out") is None
+    (tmp_path / "file").touch()
+    assert "is not a folder" in str(obstacle(tmp_path / "file" / "out"))
+    (tmp_path / "mine").mkdir()
+    assert "was not published by quantkit" in str(obstacle(tmp_path / "mine"))
 
 
 def test_files_and_sums_must_agree(tmp_path: Path) -> None:
