@@ -62,7 +62,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             results = verification.verify_all(job, plan.targets, artefacts, asked)
         manifest = sealing.seal(job, document, plan, results)
         if sealing.passed(manifest):
-            publish(job, manifest)
+            manifest = publish(job, manifest)
     return manifest
 
 
@@ -88,12 +88,21 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     )
 
 
-def publish(job: Job, manifest: Manifest) -> None:
-    """Every file of the build that a user wants, to each of the recipe's folders, switched at once."""
-    names = [*(target.file for target in manifest.targets), *sealing.documents(manifest, job.snapshot)]
+def publish(job: Job, manifest: Manifest) -> Manifest:
+    """Every file of the build that a user wants, to each of the recipe's folders, switched at once.
+
+    Returns the manifest that says so; where publishing fails, the build keeps the one that does not.
+    """
+    said = manifest.model_copy(update={"published": [target.folder for target in job.recipe.publish]})
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
-    for target in job.recipe.publish:
-        folder.publish({name: job.work / name for name in names}, Path(target.folder), version)
+    try:
+        names = [*(target.file for target in said.targets), *sealing.write(job, said)]
+        for target in job.recipe.publish:
+            folder.publish({name: job.work / name for name in names}, Path(target.folder), version)
+    except BaseException:
+        sealing.write(job, manifest)
+        raise
+    return said
 
 
 def judge(manifest: Manifest, work: Path) -> None:

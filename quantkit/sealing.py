@@ -29,12 +29,17 @@ def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest
         text=dict(results.text),
         targets=list(results.targets),
     )
-    if passed(manifest):
-        manifest = manifest.model_copy(update={"published": [target.folder for target in document.recipe.publish]})
-    for name, content in documents(manifest, job.snapshot).items():
+    write(job, manifest)
+    return manifest
+
+
+def write(job: Job, manifest: Manifest) -> tuple[str, ...]:
+    """The documents of a manifest into the build folder; their names."""
+    found = documents(manifest, job.snapshot)
+    for name, content in found.items():
         with replacing(job.work / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    return manifest
+    return tuple(found)
 
 
 def passed(manifest: Manifest) -> bool:

@@ -74,6 +74,16 @@ def test_a_failed_gate_publishes_nothing_and_still_reports(recipe, tmp_path):
     assert Manifest.read(tmp_path / "build" / "pico" / "manifest.json").published == []
 
 
+def test_a_manifest_claims_no_publishing_that_failed(recipe, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr("quantkit.publish.folder.publish", fail)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        quantkit.convert(recipe(), work_dir=tmp_path / "build")
+    assert Manifest.read(tmp_path / "build" / "pico" / "manifest.json").published == []
+
+
 def test_a_second_run_keeps_what_is_finished_and_force_does_not(recipe, tmp_path):
     path, work = recipe(), tmp_path / "build"
     first = quantkit.convert(path, work_dir=work)
