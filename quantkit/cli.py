@@ -70,7 +70,11 @@ def run(
     screen.show_result(err, manifest, pipeline.build_folder(document, options))
     if as_json:
         _print(manifest.model_dump(mode="json"))
-    pipeline.judge(manifest, pipeline.build_folder(document, options))
+    try:
+        pipeline.judge(manifest, pipeline.build_folder(document, options))
+    except QuantkitError as error:  # the manifest is the one JSON document here
+        _say(str(error))
+        raise typer.Exit(error.exit_code) from error
 
 
 @app.command()
@@ -153,8 +157,12 @@ def main() -> None:
         raise
 
 
-def _fail(kind: str, message: str, code: int) -> int:
+def _say(message: str) -> None:
     err.print(f"quantkit: {message}", style="red" if err.is_terminal else None, highlight=False, markup=False, soft_wrap=True)
+
+
+def _fail(kind: str, message: str, code: int) -> int:
+    _say(message)
     if "--json" in sys.argv:
         _print({"error": kind, "message": message, "exit_code": code})
     return code

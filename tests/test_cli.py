@@ -66,6 +66,18 @@ def test_run_prints_the_manifest_and_nothing_else(pico, tmp_path):
     assert manifest["targets"][0]["verdict"] == "unchecked"
 
 
+def test_a_failed_check_prints_one_manifest_and_ends_in_3(pico, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"source: {pico('llama')}\ntargets: [{{format: gguf, type: Q4_0}}]\nprompts: []\n"
+        "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: {rounds: 1, prompt: 16, decode: 8}}\n"
+    )
+    done = quantkit("run", path, "--work-dir", tmp_path / "build", "--json")
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["targets"][0]["verdict"] == "fail"
+    assert "a check failed; nothing was published" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

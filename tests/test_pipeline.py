@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from checkpoints import write_gguf
 
 import quantkit
-from quantkit import pipeline, recipe_file
+from quantkit import pipeline, recipe_file, source
 from quantkit.errors import CheckFailed, InputError, QuantkitError, ResourceError, UnresolvedError
 from quantkit.manifest import Manifest
 from quantkit.pipeline import Options
@@ -179,6 +180,13 @@ def test_a_mended_tokenizer_makes_a_new_file(pico, tmp_path):
     config = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ messages }}"}))
     assert quantkit.convert(source, **settings).targets[0].sha256 != before
+
+
+def test_bytes_do_not_depend_on_names(pico, tmp_path):
+    snapshot = source.describe(str(pico("llama")))
+    settings = {"type": "Q8_0", "checks": False, "work_dir": tmp_path / "build"}
+    digests = {quantkit.convert(write_gguf(snapshot, tmp_path / f"{name}.gguf"), **settings).targets[0].sha256 for name in "ab"}
+    assert len(digests) == 1
 
 
 def test_a_work_folder_that_cannot_be_made(pico, tmp_path):

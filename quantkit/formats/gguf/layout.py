@@ -127,11 +127,10 @@ def _repository(snapshot: Snapshot) -> str | None:
 
 
 def source_digest(snapshot: Snapshot) -> str:
-    """One sha256 for all weight files: of their digests and names, sorted."""
+    """One sha256 for all weight files: of their digests, sorted; never of their names, for bytes do not depend on those."""
     if not snapshot.digests:
         return UNKNOWN_DIGEST
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(snapshot.digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(snapshot.digests.values())).encode()).hexdigest()
 
 
 def open_writer(path: Path, pairs: list[KeyValue], rows: tuple[Row, ...], architecture: str) -> Any:
