@@ -32,7 +32,7 @@ def convert(
     type: str | None = None,
     out: str | Path | None = None,
     checks: bool = True,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     threads: int = 0,
     force: bool = False,
     work_dir: str | Path = "build",
@@ -58,7 +58,7 @@ def plan(
     *,
     format: str = "gguf",
     type: str | None = None,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     threads: int = 0,
     work_dir: str | Path = "build",
 ) -> Plan:
@@ -78,7 +78,8 @@ def _document(given: str | Path, format: str, type: str | None, out: str | Path 
     return recipe_file.of_call(path, source, format=format, type=type, out=None if out is None else Path(out), checks=checks)
 
 
-def _options(only: Sequence[str], threads: int, force: bool, work_dir: str | Path) -> Options:
+def _options(only: str | Sequence[str], threads: int, force: bool, work_dir: str | Path) -> Options:
     from quantkit.pipeline import Options
 
-    return Options(work_dir=Path(work_dir), threads=threads, only=tuple(only), force=force)
+    names = (only,) if isinstance(only, str) else tuple(only)
+    return Options(work_dir=Path(work_dir), threads=threads, only=names, force=force)

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 err = Console(stderr=True)
-page = Console(width=None if sys.stdout.isatty() else 240)  # in a pipe, one line a row
+page = Console(width=None if sys.stdout and sys.stdout.isatty() else 240)  # in a pipe, one line a row
 INTERRUPTED, TERMINATED = 130, 143
 
 RecipeArgument = Annotated[Path | None, typer.Argument(metavar="[RECIPE.yaml]", help="a recipe; or give --source and --type")]

@@ -21,6 +21,12 @@ def test_schema_is_one_json_document():
     assert json.loads(done.stdout)["title"] == "Recipe"
 
 
+def test_a_closed_stdout_is_no_error():
+    command = f"{sys.executable} -m quantkit schema >&-"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(["bash", "-c", command], env=env, capture_output=True, check=False).returncode == 0
+
+
 def test_a_broken_recipe_ends_in_2_with_every_fault(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("source: x\ntarget: []\ntargets:\n  - {format: gguf, type: Q5_K}\n")
@@ -72,7 +78,7 @@ def test_a_failed_check_prints_one_manifest_and_ends_in_3(pico, tmp_path):
         f"source: {pico('llama')}\ntargets: [{{format: gguf, type: Q4_0}}]\nprompts: []\n"
         "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: {rounds: 1, prompt: 16, decode: 8}}\n"
     )
-    done = quantkit("run", path, "--work-dir", tmp_path / "build", "--json")
+    done = quantkit("run", path, "--work-dir", tmp_path / "build", "--threads", "1", "--json")
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout)["targets"][0]["verdict"] == "fail"
     assert "a check failed; nothing was published" in done.stderr
