@@ -60,5 +60,6 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
     if kept is not None:
         return Artefact(plan.name, path, kept["nbytes"], kept["sha256"], plan.rows, **kept["facts"])
     artefact = writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
-    workspace.remember(path, made_from, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
+    facts = {"seconds": artefact.seconds, "peak_rss_bytes": artefact.peak_rss_bytes}
+    workspace.remember(path, made_from, sha256=artefact.sha256, **facts)
     return artefact

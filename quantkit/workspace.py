@@ -84,9 +84,12 @@ def key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def remember(path: Path, made_from: str, **facts: Any) -> None:
-    """Write down that `path` is finished, what it was made from, and facts that a later run wants back."""
-    record = {"key": made_from, "sha256": digest(path), "nbytes": path.stat().st_size, "facts": facts}
+def remember(path: Path, made_from: str, *, sha256: str | None = None, **facts: Any) -> None:
+    """Write down that `path` is finished, what it was made from, and facts that a later run wants back.
+
+    sha256: of the file, where its maker has read it already.
+    """
+    record = {"key": made_from, "sha256": sha256 or digest(path), "nbytes": path.stat().st_size, "facts": facts}
     with replacing(_record(path)) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
 
