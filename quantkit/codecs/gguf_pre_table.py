@@ -84,7 +84,8 @@ _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 _CASE = {"case": "llama.cpp's expression knows upper and lower case in ASCII alone"}
 _MARKS = {"marks": "llama.cpp's expression takes combining marks for punctuation"}
-_NO_CASE = {"camel": "llama.cpp's expression knows no case"}
+_CAMEL = {"camel": "llama.cpp's expression knows no case"}
+_DIGITS = {"digits": "llama.cpp groups digits from their end where letters follow, too"}
 
 # Of several names with the same rules the first is written; only llama.cpp's detokenising tells them apart.
 TABLE: Mapping[str, Pre] = {
@@ -114,7 +115,8 @@ TABLE: Mapping[str, Pre] = {
         _splits(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3), also=("hunyuan-dense", "joyai-llm", "hy_v4")
     ),
     "deepseek-llm": Pre(
-        (*map(split, (r"[\r\n]", r"\s?" + _LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK)), digits(True), byte_level(False)),
+        (*map(split, (r"[\r\n]", r"\s?" + _LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK)), digits(True),
+         byte_level(False)),
     ),
     "deepseek-coder": Pre((*map(split, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK)), digits(True), byte_level(False))),
     "falcon": Pre(
@@ -128,8 +130,8 @@ TABLE: Mapping[str, Pre] = {
     "minicpm5": Pre(_splits(r"\p{N}{1,3}", _MINICPM5), ignore_merges=True),
     "superbpe": Pre(_splits(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     "tiny_aya": Pre(
-        _splits(r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O), also=("cohere2moe",), differs=_CASE | _MARKS | _NO_CASE
+        _splits(r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O), also=("cohere2moe",), differs=_CASE | _MARKS | _CAMEL | _DIGITS
     ),
-    "kimi-k2": Pre(_splits(_KIMI)),
+    "kimi-k2": Pre(_splits(_KIMI), differs=_CASE | _MARKS | _CAMEL),
     "ufakzeka": Pre(_splits(_UFAKZEKA)),
 }  # fmt: skip

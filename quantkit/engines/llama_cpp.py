@@ -133,6 +133,63 @@ class _Runner:
         return np.ctypeslib.as_array(pointer, (count, self.vocabulary)).astype(np.float32, copy=True)
 
 
+def open_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a GGUF file alone, its weights left unread.
+
+    Raises UnresolvedError without the engine, SourceError with llama.cpp's own reason for a file that it refuses.
+    """
+    library = _library()
+    _log.clear()
+    settings = _model_settings(library)
+    settings.vocab_only = True
+    model = library.llama_model_load_from_file(str(path).encode(), settings)
+    if not model:
+        raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {_reason()}")
+    return Vocabulary(library, model, library.llama_model_get_vocab(model), f"llama.cpp (llama-cpp-python {available()})")
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """Tokens of a text and text of tokens, as llama.cpp has them."""
+
+    _library: Any
+    _model: Any
+    _vocabulary: Any
+    engine: str
+
+    @property
+    def size(self) -> int:
+        return int(self._library.llama_vocab_n_tokens(self._vocabulary))
+
+    def tokenise(self, text: str, *, ends: bool = False) -> list[int]:
+        """Special tokens in the text are parsed; with `ends`, what begins and ends a text is added."""
+        data = text.encode()
+        room = len(data) + 8  # no token is made of less than a byte
+        found = (self._library.llama_token * room)()
+        count = self._library.llama_tokenize(self._vocabulary, data, len(data), found, room, ends, True)
+        if count < 0:
+            raise SourceError(f"llama.cpp makes {-count} tokens of {len(data)} bytes")
+        return list(found[:count])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The tokens' texts, one after the other, special ones too; bytes that are no UTF-8 become U+FFFD."""
+        buffer = ctypes.create_string_buffer(1024)
+        data = b""
+        for token in tokens:
+            size = self._library.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, True)
+            if size < 0:  # the room it wants
+                buffer = ctypes.create_string_buffer(-size)
+                size = self._library.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, True)
+            data += buffer.raw[:size]
+        return data.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Frees the vocabulary; a second call does nothing."""
+        if self._model is not None:
+            self._library.llama_model_free(self._model)
+            self._model = self._vocabulary = None
+
+
 @cache
 def _library() -> Any:
     try:
