@@ -50,7 +50,7 @@ def _file_bytes(target: TargetPlan) -> int:
 
 
 def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
-    return 4 * checks.perplexity.chunks * CHUNK * int(snapshot.config["hidden_size"])
+    return 4 * checks.perplexity.chunks * CHUNK * footprint.dimensions(snapshot.config).hidden
 
 
 def _check_memory(

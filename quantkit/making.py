@@ -48,7 +48,7 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
 
 def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
     """The planned file, or the same one of an earlier run."""
-    weighed = observed if plan.target.imatrix else {}
+    weighed = layout.importance(job.snapshot, observed) if plan.target.imatrix else {}
     made_from = workspace.key(
         rows=plan.rows,
         metadata=layout.metadata(plan.target, plan.digest, job.snapshot),

@@ -58,7 +58,8 @@ class Weights(Protocol):
     def infos(self) -> Mapping[str, TensorInfo]: ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
-        """Rows [start, stop) of a tensor as float32, shape (stop - start, *shape[1:]). Owned by the caller."""
+        """A tensor as float32 in its shape, or its rows [start, stop), leading axes merged, as (stop - start, width); of a
+        vector (stop - start,). Owned by the caller."""
         ...
 
     def close(self) -> None: ...

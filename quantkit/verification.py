@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import arch, baseline, footprint, walk, workspace
+from quantkit import baseline, footprint, walk, workspace
 from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
 from quantkit.checks import divergence, integrity, latency, perplexity, scoring
 from quantkit.checks.scoring import Scores
-from quantkit.codecs import gguf_config, gguf_names
+from quantkit.codecs import gguf_config, gguf_tensors
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
@@ -172,18 +172,12 @@ def _recorded(
 
 def source_rows(snapshot: Snapshot) -> Callable[[Row, int, int], F32]:
     """The original's rows [start, stop) of a planned tensor, in the artefact's row order, float32 (stop - start, width)."""
-    architecture = arch.find(snapshot.config)
-    extra = layout.extra_tensors(snapshot)
+    placed, extra = layout.placements(snapshot), layout.extra_tensors(snapshot)
 
     def rows(row: Row, start: int, stop: int) -> F32:
         if row.source is None:
             return extra[row.name].reshape(-1, row.shape[-1])[start:stop]
-        heads = gguf_names.heads(architecture, row.source, snapshot.config)
-        if not heads and len(row.shape) > 1:
-            return snapshot.weights.read(row.source, start, stop)
-        whole = snapshot.weights.read(row.source)
-        ordered = gguf_names.permute(whole, heads) if heads else whole
-        return ordered.reshape(-1, row.shape[-1])[start:stop]
+        return gguf_tensors.read_ordered(snapshot.weights, placed[row.name], start, stop)
 
     return rows
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import arch
-from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.codecs import gguf_config, gguf_kv, gguf_tensors, gguf_vocab
 from quantkit.source.folder import INDEX, SINGLE
 from quantkit.values import Snapshot
 
@@ -86,7 +86,7 @@ def make_pico(name: str, folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             # Wider than the initial 0.02, and norms off one: else logits are so flat that a wrong graph passes.
-            parameter.copy_(torch.randn_like(parameter) * (0.06 if parameter.ndim > 1 else 0.1))
+            parameter.copy_(torch.randn_like(parameter) * (0.04 if parameter.ndim > 1 else 0.1))
             if parameter.ndim == 1:
                 parameter.add_(1.0)
     model.save_pretrained(folder)
@@ -124,7 +124,6 @@ def write_gguf(snapshot: Snapshot, path: Path) -> Path:
     import numpy as np
 
     architecture = arch.find(snapshot.config)
-    names = gguf_names.to_gguf(architecture, snapshot.config["num_hidden_layers"])
     writer = gguf.GGUFWriter(path, architecture.gguf)
     if snapshot.name:
         writer.add_name(snapshot.name)
@@ -133,11 +132,9 @@ def write_gguf(snapshot: Snapshot, path: Path) -> Path:
         gguf_kv.write(writer, gguf_vocab.encode(snapshot.tokenizer, snapshot.config, snapshot.generation_config))
     for name, values in gguf_config.extra_tensors(architecture, snapshot.config).items():
         writer.add_tensor(name, values)
-    for name in snapshot.weights.infos:
-        values = snapshot.weights.read(name)
-        if heads := gguf_names.heads(architecture, name, snapshot.config):
-            values = gguf_names.permute(values, heads)
-        writer.add_tensor(names[name], np.ascontiguousarray(values))
+    for name, placement in gguf_tensors.placements(architecture, snapshot.config, snapshot.weights.infos).items():
+        values = gguf_tensors.read_ordered(snapshot.weights, placement, 0, placement.rows)
+        writer.add_tensor(name, np.ascontiguousarray(values.reshape(placement.shape)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1] / "quantkit"
 
 LAYERS = [
     {"values", "errors", "plugins", "version", "memory", "progress"},
-    {"kernels", "arch"},
+    {"kernels", "arch", "checkpoint"},
     {"codecs"},
     {"walk", "footprint"},
     {"recipe", "recipe_file", "planning", "manifest", "workspace"},

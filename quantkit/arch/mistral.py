@@ -1,6 +1,6 @@
 """Mistral: MistralForCausalLM. GGUF runs it as "llama"."""
 
-from quantkit.arch import Architecture
+from quantkit.arch import RMS_NORM, ROPE, SIZES, Architecture
 
 _BLOCK = "model.layers.{}."
 
@@ -22,6 +22,8 @@ ARCH = Architecture(
         "model.norm.weight": ("hidden",),
         "lm_head.weight": ("vocab", "hidden"),
     },
+    pairs={**SIZES, **RMS_NORM, **ROPE, "vocab_size": ("vocab_size", "UINT32")},
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 131072},  # of transformers' configuration class
     when={"lm_head.weight": ("tie_word_embeddings", False)},
     permuted={
         _BLOCK + "self_attn.q_proj.weight": "num_attention_heads",

@@ -1,6 +1,6 @@
 """Qwen3 (dense): Qwen3ForCausalLM. Queries and keys are normalised per head; no rows are interleaved."""
 
-from quantkit.arch import Architecture
+from quantkit.arch import RMS_NORM, ROPE, SIZES, Architecture
 
 _BLOCK = "model.layers.{}."
 
@@ -24,6 +24,8 @@ ARCH = Architecture(
         "model.norm.weight": ("hidden",),
         "lm_head.weight": ("vocab", "hidden"),
     },
+    pairs={**SIZES, **RMS_NORM, **ROPE, "vocab_size": ("vocab_size", "UINT32")},
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768},  # of transformers' configuration class
     when={"lm_head.weight": ("tie_word_embeddings", False)},
     fixed={"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
 )

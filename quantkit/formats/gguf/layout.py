@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import arch, version
-from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit import arch, checkpoint, version
+from quantkit.codecs import gguf_config, gguf_kv, gguf_tensors, gguf_vocab
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_kv import KeyValue
+from quantkit.codecs.gguf_tensors import Placement
 from quantkit.formats.gguf import mixture, naming
 from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.recipe import GgufTarget
@@ -31,7 +32,7 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     Raises UnsupportedError for an architecture or a tokenizer, SourceError or WeightError for weights that do not fit.
     """
     architecture = arch.find(snapshot.config)
-    arch.verify(architecture, snapshot.config, snapshot.weights.infos)
+    checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
     rows = _rows(target, snapshot, architecture)
     return TargetPlan(
         target=target,
@@ -43,31 +44,45 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     )
 
 
+def placements(snapshot: Snapshot) -> dict[str, Placement]:
+    """GGUF name -> how that tensor is made of the checkpoint's."""
+    return gguf_tensors.placements(arch.find(snapshot.config), snapshot.config, snapshot.weights.infos)
+
+
 def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architecture) -> tuple[Row, ...]:
-    config, infos = snapshot.config, snapshot.weights.infos
-    layers = config["num_hidden_layers"]
-    names = gguf_names.to_gguf(architecture, layers)
-    present = [hf for hf in arch.expected(architecture, config) if hf in infos]
-    extra = extra_tensors(snapshot)
-    shapes = {names[hf]: infos[hf].shape for hf in present} | {name: value.shape for name, value in extra.items()}
+    infos, placed, extra = snapshot.weights.infos, placements(snapshot), extra_tensors(snapshot)
+    layers = arch.standard(architecture, snapshot.config)["num_hidden_layers"]
+    shapes = {name: placement.shape for name, placement in placed.items()}
+    shapes |= {name: value.shape for name, value in extra.items()}
     choices = mixture.choose(target.type, shapes, layers, architecture=architecture.gguf, imatrix=target.imatrix)
-    sources: dict[str, str | None] = {names[hf]: hf for hf in present} | dict.fromkeys(extra)
     rows = []
-    for name, hf in sorted(sources.items(), key=lambda item: _place(item[0])):
-        choice, shape = choices[name], shapes[name]
+    for name, shape in sorted(shapes.items(), key=lambda item: _place(item[0])):
+        choice, placement = choices[name], placed.get(name)
         rows.append(
             Row(
                 name=name,
-                source=hf,
+                source=placement.source if placement else None,
                 shape=shape,
-                source_dtype=infos[hf].dtype if hf else "F32",
+                source_dtype=infos[placement.pieces[0].name].dtype if placement else "F32",
                 type=choice.type,
                 wanted=choice.wanted,
-                reason=choice.reason if hf else "computed from config.json's rotary scaling",
+                reason=choice.reason if placement else "computed from config.json's rotary scaling",
                 nbytes=math.prod(shape[:-1]) * codecs()[choice.type].row_bytes(shape[-1]),
             )
         )
     return tuple(rows)
+
+
+def importance(snapshot: Snapshot, observed: Mapping[str, F32]) -> dict[str, F32]:
+    """Importance under GGUF names, from that under the checkpoint's: (width,), or (matrices, width) of a stack whose
+    matrices were observed one by one. A tensor that was not observed, or not in all its parts, is left out."""
+    found = {}
+    for name, placement in placements(snapshot).items():
+        parts = [piece.name for piece in placement.pieces]
+        if all(part in observed for part in parts):
+            values = [observed[part] for part in parts]
+            found[name] = values[0] if len(set(parts)) == 1 else np.stack(values)
+    return found
 
 
 def _place(name: str) -> tuple[int, int]:

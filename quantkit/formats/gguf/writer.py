@@ -5,7 +5,6 @@ A large tensor is resident with the next one, packed, so that no thread waits fo
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from quantkit import arch, memory, workspace
-from quantkit.codecs import gguf_names
+from quantkit.codecs import gguf_tensors
 from quantkit.codecs.gguf import codecs
+from quantkit.codecs.gguf_tensors import Placement
 from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout
 from quantkit.kernels.finite import first_nonfinite_row
@@ -40,9 +40,9 @@ def write(
 ) -> Artefact:
     """Write `plan` to folder/plan.file, under a temporary name until it is whole.
 
-    importance: HF tensor name -> E[x^2] per column, for the tensors that have it. The bytes depend neither on `threads` nor
-    on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and what the type cannot hold; ResourceError
-    when the disk is full.
+    importance: GGUF name -> E[x^2] per column, float32 (width,) or (matrices, width), for the tensors that have it. The
+    bytes depend neither on `threads` nor on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and
+    what the type cannot hold; ResourceError when the disk is full.
     """
     path = folder / plan.file
     started = time.perf_counter()
@@ -71,6 +71,7 @@ class _Tensor:
 
     row: Row
     packed: U8
+    placement: Placement | None
     tasks: tuple[Future[None], ...]
 
 
@@ -82,7 +83,7 @@ def _write_tensors(
     pool: ThreadPoolExecutor,
     progress: Progress,
 ) -> None:
-    extra = layout.extra_tensors(snapshot)
+    extra, placed = layout.extra_tensors(snapshot), layout.placements(snapshot)
     total = sum(row.nbytes for row in plan.rows)
     ahead: deque[_Tensor] = deque()
     written = 0
@@ -92,16 +93,16 @@ def _write_tensors(
         tensor = ahead.popleft()
         for task in tensor.tasks:
             task.result()
-        writer.write_tensor_data(_in_gguf_order(tensor.row, tensor.packed, snapshot))
+        writer.write_tensor_data(_in_gguf_order(tensor))
         written += tensor.row.nbytes
         progress(f"write {plan.name}", written, total)
 
     try:
         for row in plan.rows:
             if row.source is None:
-                ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), ()))
+                ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), None, ()))
             else:
-                ahead.append(_encode(row, snapshot.weights, importance.get(row.source), pool))
+                ahead.append(_encode(row, placed[row.name], snapshot.weights, importance.get(row.name), pool))
             while len(ahead) > 1 and sum(tensor.row.nbytes for tensor in ahead) > LOOKAHEAD_BYTES:
                 finish()
         while ahead:
@@ -110,39 +111,51 @@ def _write_tensors(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(row: Row, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:
-    """Start encoding a tensor: one task for every slab of rows. A vector is one row."""
-    codec, width = codecs()[row.type], row.shape[-1]
-    rows = math.prod(row.shape[:-1])
+def _encode(row: Row, placement: Placement, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:
+    """Start encoding a tensor: one task for every slab of rows, within one matrix of a stack. A vector is one row."""
+    codec, width, rows = codecs()[row.type], row.shape[-1], placement.rows
     packed = np.empty((rows, codec.row_bytes(width)), np.uint8)
-    step = max(1, SLAB_WEIGHTS // width)
-    slabs = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-    tasks = (pool.submit(_encode_slab, row, weights, codec, importance, packed, slab) for slab in slabs)
-    return _Tensor(row, packed, tuple(tasks))
+    whole = gguf_tensors.rows_of(placement)
+    step = whole if placement.transposed else max(1, SLAB_WEIGHTS // width)
+    slabs = [
+        (start, min(start + step, first + whole))
+        for first in range(0, rows, whole)
+        for start in range(first, first + whole, step)
+    ]
+    tasks = (
+        pool.submit(_encode_slab, placement, weights, codec, _of_matrix(importance, slab[0] // whole), packed, slab)
+        for slab in slabs
+    )
+    return _Tensor(row, packed, placement, tuple(tasks))
 
 
-def _encode_slab(row: Row, weights: Weights, codec: Codec, importance: F32 | None, packed: U8, slab: tuple[int, int]) -> None:
+def _of_matrix(importance: F32 | None, index: int) -> F32 | None:
+    """Importance of a stack's matrix `index`: its own, or that of all."""
+    if importance is None or importance.ndim == 1:
+        return importance
+    matrix: F32 = importance[index if len(importance) > 1 else 0]
+    return matrix
+
+
+def _encode_slab(
+    placement: Placement, weights: Weights, codec: Codec, importance: F32 | None, packed: U8, slab: tuple[int, int]
+) -> None:
     start, stop = slab
-    assert row.source is not None
-    values = weights.read(row.source, *slab) if len(row.shape) > 1 else weights.read(row.source)
-    values = np.ascontiguousarray(values.reshape(stop - start, row.shape[-1]))
+    values = gguf_tensors.read(weights, placement, start, stop)
     bad = first_nonfinite_row(values)
     if bad >= 0:
         raise WeightError(
-            f"{row.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type too "
-            "narrow for it: fetch it again, or ask its publisher"
+            f"{placement.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type "
+            "too narrow for it: fetch it again, or ask its publisher"
         )
     try:
         packed[start:stop] = codec.encode(values, importance)
     except WeightError as error:
-        raise WeightError(f"{row.source}, of rows {start} to {stop - 1}: {error}") from error
+        raise WeightError(f"{placement.source}, of rows {start} to {stop - 1}: {error}") from error
 
 
-def _in_gguf_order(row: Row, packed: U8, snapshot: Snapshot) -> U8:
-    """The packed rows as GGUF orders them: rotary pairs interleaved where the architecture says so."""
-    heads = gguf_names.heads(arch.find(snapshot.config), row.source, snapshot.config) if row.source else 0
-    if not heads:
-        return packed
-    if len(row.shape) == 1:
-        return gguf_names.permute(packed.view(np.float32).reshape(-1), heads).view(np.uint8)
-    return gguf_names.permute(packed, heads)
+def _in_gguf_order(tensor: _Tensor) -> U8:
+    """The packed rows as GGUF orders them; a vector has been read so."""
+    if tensor.placement is None or tensor.placement.reorder is None or len(tensor.row.shape) == 1:
+        return tensor.packed
+    return tensor.placement.reorder(tensor.packed)

@@ -51,21 +51,27 @@ def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
 
 
 @pytest.mark.parametrize("name", PICO)
-def test_llama_cpp_gives_the_model_s_own_logits(pico, tmp_path, name):
+def test_llama_cpp_runs_the_file_as_transformers_the_checkpoint(pico, tmp_path, name):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    _, artefact = write(pico(name), "F32", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(pico(name), dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, 64)
     with torch.no_grad():
-        ours = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    runner = llama_cpp.open_runner(artefact.path, context=256, threads=2, exact=True)
-    try:
-        theirs = runner.logits(tokens.tolist())
-    finally:
-        runner.close()
-    assert np.square(ours - theirs).mean() / np.square(ours).mean() < 1e-6
+        wanted = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        ends = {"eos_token_id": -1, "pad_token_id": 0}
+        continued = model.generate(torch.from_numpy(tokens)[None], max_new_tokens=16, do_sample=False, **ends)[0, 64:].tolist()
+    for kind, most in (("F32", 1e-6), ("Q8_0", 1e-3)):
+        _, artefact = write(pico(name), kind, tmp_path / kind)
+        runner = llama_cpp.open_runner(artefact.path, context=256, threads=2, exact=True)
+        try:
+            found, generated = runner.logits(tokens.tolist()), runner.generate(tokens.tolist(), 16)
+        finally:
+            runner.close()
+        assert np.square(wanted - found).mean() / np.square(wanted).mean() < most, kind
+        if kind == "F32":
+            assert generated == continued[: len(generated)]
+            assert len(generated) == 16 or continued[len(generated)] == model.config.eos_token_id
 
 
 def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
@@ -81,7 +87,7 @@ def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
         decoded = codecs()[tensor.tensor_type.name].decode(np.ascontiguousarray(tensor.data))
         return float((weight * np.square(decoded - original)).sum())
 
-    assert error(tmp_path / "a", {name: weight}) < 0.8 * error(tmp_path / "b", {})
+    assert error(tmp_path / "a", {stored: weight}) < 0.8 * error(tmp_path / "b", {})
 
 
 def test_a_nan_is_named_with_its_tensor_and_row_and_nothing_is_left(pico, tmp_path):
