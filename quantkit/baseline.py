@@ -121,7 +121,8 @@ def answers(job: Job, path: Path) -> tuple[str, ...]:
 
 
 def _plan(snapshot: Snapshot, target: GgufTarget) -> TargetPlan:
-    return replace(layout.plan(target, "", snapshot, "baseline"), file=f"baseline-{target.type}.gguf{workspace.PARTIAL}")
+    plan = layout.plan(target.model_copy(update={"split": None}), "", snapshot, "baseline")
+    return replace(plan, files=(replace(plan.files[0], name=f"baseline-{target.type}.gguf{workspace.PARTIAL}"),))
 
 
 def _write(job: Job, target: GgufTarget, cut: bool) -> Path:

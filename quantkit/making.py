@@ -13,7 +13,7 @@ from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.source import text
-from quantkit.values import F32, Artefact
+from quantkit.values import F32, Artefact, Written
 from quantkit.version import __version__
 
 
@@ -55,11 +55,16 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
         quantkit=__version__,
         importance={name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in weighed.items()},
     )
-    path = job.work / plan.file
-    kept = workspace.recall(path, made_from)
-    if kept is not None:
-        return Artefact(plan.name, path, kept["nbytes"], kept["sha256"], plan.rows, **kept["facts"])
+    kept = [workspace.recall(job.work / file.name, made_from) for file in plan.files]
+    if all(kept):
+        files = tuple(
+            Written(job.work / file.name, record["nbytes"], record["sha256"])
+            for file, record in zip(plan.files, kept, strict=True)
+            if record is not None
+        )
+        return Artefact(plan.name, files, plan.rows, **(kept[0] or {})["facts"])
     artefact = writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
     facts = {"seconds": artefact.seconds, "peak_rss_bytes": artefact.peak_rss_bytes}
-    workspace.remember(path, made_from, sha256=artefact.sha256, **facts)
+    for written in artefact.files:
+        workspace.remember(written.path, made_from, sha256=written.sha256, **facts)
     return artefact

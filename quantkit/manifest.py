@@ -104,13 +104,17 @@ class SampleRecord(_Frozen):
     artefact: str
 
 
+class FileRecord(_Frozen):
+    name: str
+    nbytes: int
+    sha256: str
+
+
 class TargetRecord(_Frozen):
     name: str
     format: str
     type: str
-    file: str
-    nbytes: int
-    sha256: str
+    files: list[FileRecord]  # several where it is split; the first is the one to open
     bits_per_weight: float
     seconds: float
     peak_rss_bytes: int
@@ -122,6 +126,19 @@ class TargetRecord(_Frozen):
     baseline_label: str | None
     memory: list[MemoryRecord]
     samples: list[SampleRecord]
+
+    @property
+    def file(self) -> str:
+        return self.files[0].name
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file to open."""
+        return self.files[0].sha256
 
 
 class Manifest(_Frozen):

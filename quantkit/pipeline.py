@@ -96,7 +96,7 @@ def publish(job: Job, manifest: Manifest) -> Manifest:
     said = manifest.model_copy(update={"published": [target.folder for target in job.recipe.publish]})
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
     try:
-        names = [*(target.file for target in said.targets), *sealing.write(job, said)]
+        names = [*(file.name for target in said.targets for file in target.files), *sealing.write(job, said)]
         for target in job.recipe.publish:
             folder.publish({name: job.work / name for name in names}, Path(target.folder), version)
     except BaseException:

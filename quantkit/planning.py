@@ -16,19 +16,40 @@ from quantkit.values import Row
 
 
 @dataclass(frozen=True, slots=True)
-class TargetPlan:
-    """One artefact to be. `nbytes` is the size of the file to the byte, or None when its metadata is not known yet."""
+class FilePlan:
+    """A file to be and the tensors in it. `nbytes` is its size to the byte, or None when its metadata is not known yet."""
 
-    target: GgufTarget
-    file: str
-    digest: str  # of the recipe's values that determine the bytes
+    name: str
     rows: tuple[Row, ...]
     nbytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlan:
+    """One artefact to be: a file, or several where it is split."""
+
+    target: GgufTarget
+    digest: str  # of the recipe's values that determine the bytes
+    files: tuple[FilePlan, ...]
     bits_per_weight: float  # of the tensors alone
 
     @property
     def name(self) -> str:
         return self.target.name
+
+    @property
+    def file(self) -> str:
+        """The one to open."""
+        return self.files[0].name
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for file in self.files for row in file.rows)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Of all files."""
+        return sum(file.nbytes or 0 for file in self.files) if all(file.nbytes for file in self.files) else None
 
     @property
     def fallbacks(self) -> tuple[Row, ...]:
@@ -73,7 +94,8 @@ class Plan:
 
 def _as_json(plan: TargetPlan) -> dict[str, Any]:
     rows = [asdict(row) | {"fallback": row.fallback} for row in plan.rows]
-    sizes = {"file": plan.file, "nbytes": plan.nbytes, "bits_per_weight": plan.bits_per_weight}
+    files = [{"name": file.name, "nbytes": file.nbytes, "tensors": len(file.rows)} for file in plan.files]
+    sizes = {"file": plan.file, "files": files, "nbytes": plan.nbytes, "bits_per_weight": plan.bits_per_weight}
     return {"name": plan.name, **plan.target.model_dump(), **sizes, "digest": plan.digest, "rows": rows}
 
 

@@ -94,6 +94,7 @@ class GgufTarget(_Strict):
     format: Literal["gguf"]
     type: GgufType
     imatrix: bool = Field(False, description="weight the rounding errors by the calibration text's activations")
+    split: int | None = None  # largest size of a file, bytes
     tokenizer: TokenizerOverride | None = None
     checks: dict[CheckName, Literal["report"]] = Field(
         default_factory=dict, description="checks that only report for this target"

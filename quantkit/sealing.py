@@ -56,7 +56,7 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "Modelfile": card.modelfile(manifest),
     }
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
-    digests |= {target.file: target.sha256 for target in manifest.targets}
+    digests |= {file.name: file.sha256 for target in manifest.targets for file in target.files}
     return found | {"SHA256SUMS": card.sha256sums(digests)}
 
 

@@ -129,16 +129,36 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Artefact:
-    """A file that a format wrote, under its final name in the workspace."""
+class Written:
+    """A finished file under its final name."""
 
-    target: str  # the target's name in the recipe, e.g. "gguf-Q4_K_M"
     path: Path
     nbytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """What a format wrote into the workspace: one file, or several where it is split; `path` is the one to open."""
+
+    target: str  # the target's name in the recipe, e.g. "gguf-Q4_K_M"
+    files: tuple[Written, ...]
     rows: tuple[Row, ...]
     seconds: float
     peak_rss_bytes: int
+
+    @property
+    def path(self) -> Path:
+        return self.files[0].path
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file to open."""
+        return self.files[0].sha256
 
 
 class Runner(Protocol):

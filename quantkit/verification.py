@@ -19,7 +19,16 @@ from quantkit.codecs import gguf_config, gguf_tensors
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
-from quantkit.manifest import CheckRecord, MemoryRecord, SampleRecord, SpeedRecord, TargetRecord, TensorRecord, Verdict
+from quantkit.manifest import (
+    CheckRecord,
+    FileRecord,
+    MemoryRecord,
+    SampleRecord,
+    SpeedRecord,
+    TargetRecord,
+    TensorRecord,
+    Verdict,
+)
 from quantkit.planning import TargetPlan
 from quantkit.recipe import Latency
 from quantkit.report import machine
@@ -99,7 +108,9 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     """Every check of one artefact, and what it measured."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
-    sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(job.snapshot), progress=job.progress)
+    sound, errors = integrity.check(
+        [file.path for file in artefact.files], artefact.rows, source_rows(job.snapshot), progress=job.progress
+    )
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
     scores = _score(job, artefact.path, reference)
@@ -153,9 +164,7 @@ def _recorded(
         name=plan.name,
         format=plan.target.format,
         type=plan.target.type,
-        file=artefact.path.name,
-        nbytes=artefact.nbytes,
-        sha256=artefact.sha256,
+        files=[FileRecord(name=file.path.name, nbytes=file.nbytes, sha256=file.sha256) for file in artefact.files],
         bits_per_weight=plan.bits_per_weight,
         seconds=artefact.seconds,
         peak_rss_bytes=artefact.peak_rss_bytes,

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from quantkit import arch, checkpoint, version
-from quantkit.codecs import gguf_config, gguf_kv, gguf_tensors, gguf_vocab
+from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.codecs.gguf_tensors import Placement
-from quantkit.formats.gguf import mixture, naming
+from quantkit.formats.gguf import mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.recipe import GgufTarget
 from quantkit.values import F32, Row, Snapshot
 
 QUANTIZATION_VERSION = 2
-ALIGNMENT = 32
 UNKNOWN_DIGEST = "0" * 64  # as long as a digest: the size is exact before the weights have been read
 
 
@@ -34,14 +30,10 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     architecture = arch.find(snapshot.config)
     checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
     rows = _rows(target, snapshot, architecture)
-    return TargetPlan(
-        target=target,
-        file=naming.file_name(model, snapshot.parameters(), target.type),
-        digest=digest,
-        rows=rows,
-        nbytes=_file_size(rows, target, digest, snapshot) if snapshot.tokenizer else None,
-        bits_per_weight=bits_per_weight(rows),
-    )
+    name = naming.file_name(model, snapshot.parameters(), target.type)
+    pairs = metadata(target, digest, snapshot) if snapshot.tokenizer else None
+    files = splitting.files(name, rows, pairs, architecture.gguf, target.split)
+    return TargetPlan(target, digest, files, bits_per_weight(rows))
 
 
 def placements(snapshot: Snapshot) -> dict[str, Placement]:
@@ -146,31 +138,3 @@ def source_digest(snapshot: Snapshot) -> str:
     if not snapshot.digests:
         return UNKNOWN_DIGEST
     return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(snapshot.digests.values())).encode()).hexdigest()
-
-
-def open_writer(path: Path, pairs: list[KeyValue], rows: tuple[Row, ...], architecture: str) -> Any:
-    """A gguf.GGUFWriter whose header, metadata and tensor table are written; tensors follow in the order of `rows`."""
-    import gguf
-
-    writer = gguf.GGUFWriter(path, architecture)
-    gguf_kv.write(writer, pairs)
-    for row in rows:
-        kind = gguf.GGMLQuantizationType[row.type]
-        writer.add_tensor_info(row.name, row.shape, np.dtype(np.float32), row.nbytes, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    return writer
-
-
-def _file_size(rows: tuple[Row, ...], target: GgufTarget, digest: str, snapshot: Snapshot) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "header.gguf"
-        open_writer(path, metadata(target, digest, snapshot), rows, arch.find(snapshot.config).gguf).close()
-        header = path.stat().st_size
-    return padded(header) + sum(padded(row.nbytes) for row in rows)
-
-
-def padded(nbytes: int) -> int:
-    """Up to the next multiple of GGUF's alignment."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from quantkit.codecs import gguf_tensors
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_tensors import Placement
 from quantkit.errors import WeightError
-from quantkit.formats.gguf import layout
+from quantkit.formats.gguf import layout, splitting
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan
-from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights
+from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights, Written
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
 LOOKAHEAD_BYTES = 16 << 20  # of packed tensors: small ones are encoded ahead, so that no thread waits for the file
@@ -38,31 +39,44 @@ def write(
     threads: int,
     progress: Progress,
 ) -> Artefact:
-    """Write `plan` to folder/plan.file, under a temporary name until it is whole.
+    """Write the files of `plan` into `folder`, under temporary names until all of them are whole.
 
     importance: GGUF name -> E[x^2] per column, float32 (width,) or (matrices, width), for the tensors that have it. The
     bytes depend neither on `threads` nor on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and
     what the type cannot hold; ResourceError when the disk is full.
     """
-    path = folder / plan.file
     started = time.perf_counter()
     memory.reset_peak()
     pairs = layout.metadata(plan.target, plan.digest, snapshot)
-    with workspace.replacing(path) as temporary, ThreadPoolExecutor(threads) as pool:
-        writer = layout.open_writer(temporary, pairs, plan.rows, arch.find(snapshot.config).gguf)
-        try:
-            _write_tensors(writer, plan, snapshot, importance, pool, progress)
-        finally:
-            writer.close()
+    architecture, count = arch.find(snapshot.config).gguf, len(plan.files)
+    done = 0
+    total = sum(row.nbytes for row in plan.rows)
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(f"write {plan.name}", done, total)
+
+    with ExitStack() as stack:
+        for number, file in enumerate(plan.files):
+            temporary = stack.enter_context(workspace.replacing(folder / file.name))
+            mine = splitting.part_pairs(pairs, number, count, len(plan.rows))
+            writer = splitting.open_writer(temporary, mine, file.rows, architecture)
+            try:
+                _write_tensors(writer, file.rows, snapshot, importance, threads, advance)
+            finally:
+                writer.close()
     return Artefact(
         target=plan.name,
-        path=path,
-        nbytes=path.stat().st_size,
-        sha256=workspace.digest(path),
+        files=tuple(_written(folder / file.name) for file in plan.files),
         rows=plan.rows,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=memory.peak(),
     )
+
+
+def _written(path: Path) -> Written:
+    return Written(path, path.stat().st_size, workspace.digest(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +91,35 @@ class _Tensor:
 
 def _write_tensors(
     writer: Any,
-    plan: TargetPlan,
+    rows: Sequence[Row],
     snapshot: Snapshot,
     importance: Mapping[str, F32],
-    pool: ThreadPoolExecutor,
-    progress: Progress,
+    threads: int,
+    advance: Callable[[int], None],
 ) -> None:
     extra, placed = layout.extra_tensors(snapshot), layout.placements(snapshot)
-    total = sum(row.nbytes for row in plan.rows)
     ahead: deque[_Tensor] = deque()
-    written = 0
 
     def finish() -> None:
-        nonlocal written
         tensor = ahead.popleft()
         for task in tensor.tasks:
             task.result()
         writer.write_tensor_data(_in_gguf_order(tensor))
-        written += tensor.row.nbytes
-        progress(f"write {plan.name}", written, total)
+        advance(tensor.row.nbytes)
 
-    try:
-        for row in plan.rows:
-            if row.source is None:
-                ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), None, ()))
-            else:
-                ahead.append(_encode(row, placed[row.name], snapshot.weights, importance.get(row.name), pool))
-            while len(ahead) > 1 and sum(tensor.row.nbytes for tensor in ahead) > LOOKAHEAD_BYTES:
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for row in rows:
+                if row.source is None:
+                    ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), None, ()))
+                else:
+                    ahead.append(_encode(row, placed[row.name], snapshot.weights, importance.get(row.name), pool))
+                while len(ahead) > 1 and sum(tensor.row.nbytes for tensor in ahead) > LOOKAHEAD_BYTES:
+                    finish()
+            while ahead:
                 finish()
-        while ahead:
-            finish()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _encode(row: Row, placement: Placement, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:

@@ -12,7 +12,7 @@ from checkpoints import PICO
 from quantkit import source
 from quantkit.codecs.gguf import codecs
 from quantkit.engines import llama_cpp
-from quantkit.errors import ResourceError, WeightError
+from quantkit.errors import InputError, ResourceError, WeightError
 from quantkit.formats.gguf import layout, writer
 from quantkit.progress import silent
 from quantkit.recipe import GGUF_TYPES, GgufTarget
@@ -20,9 +20,9 @@ from quantkit.recipe import GGUF_TYPES, GgufTarget
 gguf = pytest.importorskip("gguf")
 
 
-def write(checkpoint, kind, folder, threads=2, importance=None):
+def write(checkpoint, kind, folder, threads=2, importance=None, **settings):
     folder.mkdir(exist_ok=True)
-    target = GgufTarget(format="gguf", type=kind)
+    target = GgufTarget(format="gguf", type=kind, **settings)
     snapshot = source.fetch(source.describe(str(checkpoint)), silent)
     plan = layout.plan(target, "0" * 64, snapshot, "pico")
     return plan, writer.write(plan, snapshot, folder, importance=importance or {}, threads=threads, progress=silent)
@@ -37,6 +37,31 @@ def test_the_file_is_what_was_planned_to_the_byte(pico, tmp_path, kind):
     assert [path.name for path in tmp_path.iterdir()] == [plan.file]
     blocks = [int(row.name.split(".")[1]) for row in plan.rows if row.name.startswith("blk.")]
     assert blocks == sorted(blocks)
+
+
+def test_parts_are_within_the_limit_and_llama_cpp_finds_them(pico, tmp_path):
+    limit = 700_000
+    plan, artefact = write(pico("llama"), "Q8_0", tmp_path / "parts", split=limit)
+    _, whole = write(pico("llama"), "Q8_0", tmp_path / "whole")
+    assert len(artefact.files) > 2
+    assert [file.path.stat().st_size for file in artefact.files] == [file.nbytes for file in plan.files]
+    assert max(file.nbytes for file in artefact.files) <= limit
+    assert artefact.path.name.endswith(f"-Q8_0-00001-of-{len(artefact.files):05d}.gguf")
+    stored = [{t.name: t.data for t in gguf.GGUFReader(file.path).tensors} for file in artefact.files]
+    wanted = {t.name: t.data for t in gguf.GGUFReader(whole.path).tensors}
+    assert sum(map(len, stored)) == len(wanted)
+    assert all(np.array_equal(data, wanted[name]) for part in stored for name, data in part.items())
+    logits = []
+    for path in (artefact.path, whole.path):
+        runner = llama_cpp.open_runner(path, context=256, threads=1, exact=True)
+        logits.append(runner.logits([5, 6, 7, 8]))
+        runner.close()
+    assert np.array_equal(*logits)
+
+
+def test_a_limit_below_a_tensor_names_it(pico, tmp_path):
+    with pytest.raises(InputError, match=r"cannot hold token_embd.weight, which takes 139,264"):
+        write(pico("llama"), "Q8_0", tmp_path, split=100_000)
 
 
 def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
