@@ -70,7 +70,7 @@ class Needs:
 class Missing:
     """Something that stops the run, and the remedy."""
 
-    kind: str  # engine, memory, disk, weights, tokenizer, publish, strict
+    kind: str  # engine, memory, disk, weights, tokenizer, publish, strict, context
     message: str
 
 
@@ -139,7 +139,7 @@ def refuse(plan: Plan) -> None:
         return
     message = "\n".join(missing.message for missing in plan.missing)
     kinds = {missing.kind for missing in plan.missing}
-    if kinds & {"strict", "weights", "tokenizer", "publish"}:
+    if kinds & {"strict", "weights", "tokenizer", "publish", "context"}:
         raise InputError(message)
     raise UnresolvedError(message) if kinds == {"engine"} else ResourceError(message)
 

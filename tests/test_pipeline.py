@@ -243,3 +243,14 @@ def test_the_baseline_is_cut_where_the_whole_does_not_fit(recipe, tmp_path, monk
     assert target.baseline is None, "two layers' speed is not the model's"
     assert [record.measured for record in target.memory if record.measured] == [target.speed.peak_rss_bytes]
     assert manifest.verdict == "pass"
+
+
+def test_sequences_longer_than_the_context_are_refused(pico, tmp_path):
+    text = (
+        "source: {}\ntargets: [{{format: gguf, type: Q4_K_M, imatrix: true}}]\nchecks: false\n"
+        "calibration: {{tokens: 8192, length: 4096}}\n"
+    )
+    path = tmp_path / "pico.yaml"
+    path.write_text(text.format(pico("llama")))
+    with pytest.raises(InputError, match="length 4096 exceeds the model's context of 2048"):
+        convert(path, work_dir=tmp_path / "a")
