@@ -17,7 +17,7 @@ from quantkit.values import F32, Artefact, Written
 from quantkit.version import __version__
 
 
-def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
+def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     """HF tensor name -> importance of its columns, float32 (width,); empty when no planned target wants it."""
     calibration = job.recipe.calibration
     if calibration is None or not any(plan.target.imatrix for plan in plans):
@@ -41,12 +41,12 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
             job.snapshot.config, job.snapshot.weights, tokens, threads=job.threads, progress=job.progress
         )
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **found)
+            np.savez(file, allow_pickle=False, **flattened(found))
         workspace.remember(path, made_from)
-    return dict(np.load(path))
+    return unflattened(dict(np.load(path)))
 
 
-def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
+def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
     """The planned file, or the same one of an earlier run."""
     weighed = layout.importance(job.snapshot, observed) if plan.target.imatrix else {}
     made_from = workspace.key(

@@ -21,24 +21,48 @@ Progress = Callable[[str, float, float], None]
 """progress(what, done, total): called by long work with its step's name and position; drawing it is the caller's."""
 
 
+class Encode(Protocol):
+    """rows: float32 (n, width), width a multiple of the type's block. importance: float32 (width,) >= 0, E[x^2] of the input
+    that each column meets; mean: float32 (width,), its E[x], given with importance only. Returns uint8 (n, width // block *
+    block_bytes). Raises WeightError for weights that the type cannot hold."""
+
+    def __call__(self, rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A GGUF tensor type: arrays of rows to bytes and back. One file in codecs/gguf/ ends in one of these.
-
-    encode: float32 (n, width) with width a multiple of `block`, and an optional float32 importance (width,) >= 0
-            (E[x^2] of the input that each column meets), to uint8 (n, width // block * block_bytes).
-    decode: those bytes to float32 (n, width).
-    """
+    """A GGUF tensor type: arrays of rows to bytes (`Encode`) and back, float32 (n, width). One file in codecs/gguf/ ends in
+    one of these."""
 
     name: str
     ggml_type: int
     block: int
     block_bytes: int
-    encode: Callable[[F32, F32 | None], U8]
+    encode: Encode
     decode: Callable[[U8], F32]
 
     def row_bytes(self, width: int) -> int:
         return width // self.block * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """What calibration saw of a matrix's input, column by column: float32 (width,), or (matrices, width) for each of a stack.
+
+    squares: E[x^2]. means: E[x], or None where nobody measured it. counts: input rows seen, int64 (matrices,); one for all.
+    """
+
+    squares: F32
+    means: F32 | None
+    counts: NDArray[np.int64]
+
+    def of(self, matrix: int) -> Importance:
+        """That of one matrix of a stack: its own, or what all share."""
+        if self.squares.ndim == 1:
+            return self
+        at = matrix if len(self.squares) > 1 else 0
+        means = None if self.means is None else self.means[at]
+        return Importance(self.squares[at], means, self.counts[at : at + 1])
 
 
 @dataclass(frozen=True, slots=True)

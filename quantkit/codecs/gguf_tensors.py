@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,6 +88,7 @@ def gguf_name(arch: Architecture, config: Mapping[str, Any], template: str, laye
     return found
 
 
+@cache
 def _table(gguf_arch: str, layers: int) -> Any:
     import gguf
 

@@ -75,3 +75,35 @@ def symmetric_superblock(data, steps, out):
                     low = (source[64 * side + 32 * (part % 2) + column] >> (4 * (part // 2))) & 15
                     high = (source[128 + 32 * side + column] >> (2 * part)) & 3
                     out[row, block, j, i] = scale * np.float32(np.int32(low | (high << 4)) - 32)
+
+
+@kernel
+def symmetric_superblock3(data, steps, out):
+    """Q3_K: uint8 data (n, blocks, 110), float32 steps (n, blocks), to float32 out (n, blocks, 16, 16)."""
+    for row in range(data.shape[0]):
+        for block in range(data.shape[1]):
+            source = data[row, block]
+            for j in range(16):
+                code = ((source[96 + j % 8] >> (4 * (j // 8))) & 15) | (((source[104 + j % 4] >> (2 * (j // 4))) & 3) << 4)
+                scale = steps[row, block] * np.float32(np.int32(code) - 32)
+                part = j // 2
+                for i in range(16):
+                    column = 16 * (j % 2) + i
+                    low = (source[32 + 32 * (part // 4) + column] >> (2 * (part % 4))) & 3
+                    third = (source[column] >> part) & 1
+                    out[row, block, j, i] = scale * np.float32(np.int32(low | (third << 2)) - 4)
+
+
+@kernel
+def affine_superblock2(data, steps, minimum_steps, out):
+    """Q2_K: uint8 data (n, blocks, 84), float32 steps and minimum steps (n, blocks), to float32 out (n, blocks, 16, 16)."""
+    for row in range(data.shape[0]):
+        for block in range(data.shape[1]):
+            source = data[row, block]
+            for j in range(16):
+                scale = steps[row, block] * np.float32(source[j] & 15)
+                minimum = minimum_steps[row, block] * np.float32(source[j] >> 4)
+                part = j // 2
+                for i in range(16):
+                    quant = (source[16 + 32 * (part // 4) + 16 * (j % 2) + i] >> (2 * (part % 4))) & 3
+                    out[row, block, j, i] = scale * np.float32(quant) - minimum

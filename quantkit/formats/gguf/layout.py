@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from quantkit.codecs.gguf_tensors import Placement
 from quantkit.formats.gguf import mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.recipe import GgufTarget
-from quantkit.values import F32, Row, Snapshot
+from quantkit.values import F32, Importance, Row, Snapshot
 
 QUANTIZATION_VERSION = 2
 UNKNOWN_DIGEST = "0" * 64  # as long as a digest: the size is exact before the weights have been read
@@ -41,12 +41,25 @@ def placements(snapshot: Snapshot) -> dict[str, Placement]:
     return gguf_tensors.placements(arch.find(snapshot.config), snapshot.config, snapshot.weights.infos)
 
 
+def model(snapshot: Snapshot) -> mixture.Model:
+    """What the mixture's rules ask of a checkpoint."""
+    architecture = arch.find(snapshot.config)
+    config = arch.standard(architecture, snapshot.config)
+    counts = (config["num_hidden_layers"], config["num_attention_heads"], config["num_key_value_heads"])
+    return mixture.Model(architecture.gguf, *counts, experts=config.get("num_experts", 0))
+
+
+def wish(target: GgufTarget) -> mixture.Wish:
+    """What a recipe's target says of types beyond the file type."""
+    rules = tuple((rule.match, rule.type) for rule in target.rules)
+    return mixture.Wish(rules, target.output, target.token_embd, target.pure)
+
+
 def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architecture) -> tuple[Row, ...]:
     infos, placed, extra = snapshot.weights.infos, placements(snapshot), extra_tensors(snapshot)
-    layers = arch.standard(architecture, snapshot.config)["num_hidden_layers"]
     shapes = {name: placement.shape for name, placement in placed.items()}
     shapes |= {name: value.shape for name, value in extra.items()}
-    choices = mixture.choose(target.type, shapes, layers, architecture=architecture.gguf, imatrix=target.imatrix)
+    choices = mixture.choose(target.type, shapes, model(snapshot), imatrix=bool(target.imatrix), wish=wish(target))
     rows = []
     for name, shape in sorted(shapes.items(), key=lambda item: _place(item[0])):
         choice, placement = choices[name], placed.get(name)
@@ -65,16 +78,21 @@ def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architectur
     return tuple(rows)
 
 
-def importance(snapshot: Snapshot, observed: Mapping[str, F32]) -> dict[str, F32]:
-    """Importance under GGUF names, from that under the checkpoint's: (width,), or (matrices, width) of a stack whose
-    matrices were observed one by one. A tensor that was not observed, or not in all its parts, is left out."""
+def importance(snapshot: Snapshot, observed: Mapping[str, Importance]) -> dict[str, Importance]:
+    """Importance under GGUF names, from that under the checkpoint's; for a stack that of its matrices. A tensor that was not
+    observed, or not in all its parts, is left out."""
     found = {}
     for name, placement in placements(snapshot).items():
         parts = [piece.name for piece in placement.pieces]
         if all(part in observed for part in parts):
-            values = [observed[part] for part in parts]
-            found[name] = values[0] if len(set(parts)) == 1 else np.stack(values)
+            seen = [observed[part] for part in parts]
+            found[name] = seen[0] if len(set(parts)) == 1 else _stacked(seen)
     return found
+
+
+def _stacked(seen: Sequence[Importance]) -> Importance:
+    means = None if any(one.means is None for one in seen) else np.stack([one.means for one in seen if one.means is not None])
+    return Importance(np.stack([one.squares for one in seen]), means, np.concatenate([one.counts for one in seen]))
 
 
 def _place(name: str) -> tuple[int, int]:

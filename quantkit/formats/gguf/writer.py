@@ -24,7 +24,7 @@ from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout, splitting
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan
-from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights, Written
+from quantkit.values import U8, Artefact, Codec, Importance, Progress, Row, Snapshot, Weights, Written
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
 LOOKAHEAD_BYTES = 16 << 20  # of packed tensors: small ones are encoded ahead, so that no thread waits for the file
@@ -35,13 +35,13 @@ def write(
     snapshot: Snapshot,
     folder: Path,
     *,
-    importance: Mapping[str, F32],
+    importance: Mapping[str, Importance],
     threads: int,
     progress: Progress,
 ) -> Artefact:
     """Write the files of `plan` into `folder`, under temporary names until all of them are whole.
 
-    importance: GGUF name -> E[x^2] per column, float32 (width,) or (matrices, width), for the tensors that have it. The
+    importance: GGUF name -> what calibration saw of a tensor's input, for those that have it. The
     bytes depend neither on `threads` nor on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and
     what the type cannot hold; ResourceError when the disk is full.
     """
@@ -93,7 +93,7 @@ def _write_tensors(
     writer: Any,
     rows: Sequence[Row],
     snapshot: Snapshot,
-    importance: Mapping[str, F32],
+    importance: Mapping[str, Importance],
     threads: int,
     advance: Callable[[int], None],
 ) -> None:
@@ -122,7 +122,7 @@ def _write_tensors(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(row: Row, placement: Placement, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:
+def _encode(row: Row, placement: Placement, weights: Weights, importance: Importance | None, pool: ThreadPoolExecutor) -> _Tensor:
     """Start encoding a tensor: one task for every slab of rows, within one matrix of a stack. A vector is one row."""
     codec, width, rows = codecs()[row.type], row.shape[-1], placement.rows
     packed = np.empty((rows, codec.row_bytes(width)), np.uint8)
@@ -134,22 +134,14 @@ def _encode(row: Row, placement: Placement, weights: Weights, importance: F32 | 
         for start in range(first, first + whole, step)
     ]
     tasks = (
-        pool.submit(_encode_slab, placement, weights, codec, _of_matrix(importance, slab[0] // whole), packed, slab)
+        pool.submit(_encode_slab, placement, weights, codec, importance.of(slab[0] // whole) if importance else None, packed, slab)
         for slab in slabs
     )
     return _Tensor(row, packed, placement, tuple(tasks))
 
 
-def _of_matrix(importance: F32 | None, index: int) -> F32 | None:
-    """Importance of a stack's matrix `index`: its own, or that of all."""
-    if importance is None or importance.ndim == 1:
-        return importance
-    matrix: F32 = importance[index if len(importance) > 1 else 0]
-    return matrix
-
-
 def _encode_slab(
-    placement: Placement, weights: Weights, codec: Codec, importance: F32 | None, packed: U8, slab: tuple[int, int]
+    placement: Placement, weights: Weights, codec: Codec, importance: Importance | None, packed: U8, slab: tuple[int, int]
 ) -> None:
     start, stop = slab
     values = gguf_tensors.read(weights, placement, start, stop)
@@ -160,7 +152,8 @@ def _encode_slab(
             "too narrow for it: fetch it again, or ask its publisher"
         )
     try:
-        packed[start:stop] = codec.encode(values, importance)
+        seen = (importance.squares, importance.means) if importance else (None, None)
+        packed[start:stop] = codec.encode(values, *seen)
     except WeightError as error:
         raise WeightError(f"{placement.source}, of rows {start} to {stop - 1}: {error}") from error
 
