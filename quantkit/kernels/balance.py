@@ -14,13 +14,14 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
 _NEVER = np.float32(3e38)
-_SCANS = 12  # of the bisection: to 1/4096 of the price's range
+_SCANS = 9  # of the bisection over the logarithm of the price: to 3 % of it
+_CHEAP = np.float32(1 / (1 << 20))  # of the greatest price that can be worth while
 
 
 @kernel
-def prices(x, codes, steps, offsets, top, variance, mean, price, shift):
-    """Of every weight: what moving its code to the other neighbour costs per unit by which it lowers the row's mean error
-    in magnitude, and by how much it does, signed as the error is. A move beyond 0..top costs _NEVER. Returns the mean error.
+def prices(x, codes, steps, offsets, top, costs, means, price, shift):
+    """Of every weight: by how much moving its code to the other neighbour lowers the row's mean error, signed as the error is,
+    and what it costs per unit of that; a move beyond 0..top costs _NEVER. Returns the mean error.
     """
     bias = _ZERO
     for block in range(x.shape[0]):
@@ -30,81 +31,90 @@ def prices(x, codes, steps, offsets, top, variance, mean, price, shift):
         for i in range(x.shape[1]):
             code = np.float32(codes[block, i])
             error = x[block, i] - (step * code + offset)
-            pull = error * mean[block, i]
+            pull = error * means[block, i]
             bias += pull
             to = code + (way if error > _ZERO else -way)
-            free = (to >= _ZERO) & (to <= top) & (pull != _ZERO) & (size > _ZERO)
-            reach = size * abs(mean[block, i])
-            cost = variance[block, i] * size * (size - _TWO * abs(error))
+            reach = size * abs(means[block, i])
+            free = (to >= _ZERO) & (to <= top) & (reach > _ZERO)
+            cost = costs[block, i] * size * (size - _TWO * abs(error))
             price[block, i] = cost / reach if free else _NEVER
             shift[block, i] = reach if pull > _ZERO else -reach
     return bias
 
 
 @kernel
-def supply(price, shift, sign, limit):
-    """By how much the moves of the right sign that cost at most `limit` lower the mean error."""
+def keep_one_side(price, shift, sign):
+    """Strike the moves that would raise the mean error's magnitude; `shift` becomes by how much each lowers it."""
+    for i in range(price.size):
+        right = sign * shift[i] > _ZERO
+        price[i] = price[i] if right else _NEVER
+        shift[i] = abs(shift[i])
+
+
+@kernel
+def supply(price, shift, limit):
+    """By how much the moves that cost at most `limit` lower the mean error together."""
     found = _ZERO
-    for block in range(price.shape[0]):
-        for i in range(price.shape[1]):
-            found += sign * shift[block, i] if (price[block, i] <= limit) & (sign * shift[block, i] > _ZERO) else _ZERO
+    for i in range(price.size):
+        found += shift[i] if price[i] <= limit else _ZERO
     return found
 
 
 @kernel
-def dearest(price, shift, sign):
-    """The greatest price of the moves of the right sign."""
-    found = _ZERO
-    for block in range(price.shape[0]):
-        for i in range(price.shape[1]):
-            good = (price[block, i] < _NEVER) & (sign * shift[block, i] > _ZERO)
-            found = max(found, price[block, i] if good else _ZERO)
-    return found
+def move(codes, steps, means, sign, block, i):
+    """Take a code to its other neighbour: upwards where the weight lies above what the code stands for."""
+    up = ((sign > _ZERO) == (means[block, i] > _ZERO)) == (steps[block] > _ZERO)
+    codes[block, i] = np.uint8(np.int32(codes[block, i]) + (np.int32(1) if up else np.int32(-1)))
 
 
 @kernel
-def balance(x, codes, steps, offsets, top, variance, mean, price, shift):
+def best_move(price, shift, left):
+    """Index of the one move that lowers cost and mean error together the most, -1 if none does."""
+    best = np.int32(0)
+    for i in range(price.size):
+        reach = shift[i]
+        gain = left * left - (left - reach) * (left - reach) - min(price[i], np.float32(1e30)) * reach
+        best = max(best, np.float32(gain).view(np.int32))  # positive floats are ordered as integers
+    if best == 0:
+        return -1
+    for i in range(price.size):
+        reach = shift[i]
+        gain = left * left - (left - reach) * (left - reach) - min(price[i], np.float32(1e30)) * reach
+        if np.float32(gain).view(np.int32) == best:
+            return i
+    return -1
+
+
+@kernel
+def balance(x, codes, steps, offsets, top, costs, means, price, shift):
     """Move codes (blocks, n) of a row x ~ step * code + offset so that the sum of mean * error is near zero.
 
     The cheapest moves are taken, up to the price at which one more would cost more than it saves; a last one settles what is
-    left. codes: uint8 within 0..top, changed in place; steps, offsets: float32 (blocks,); variance, mean: float32 (blocks, n);
+    left. codes: uint8 within 0..top, changed in place; steps, offsets: float32 (blocks,); costs, means: float32 (blocks, n);
     price, shift: scratch of their shape.
     """
-    bias = prices(x, codes, steps, offsets, top, variance, mean, price, shift)
+    bias = prices(x, codes, steps, offsets, top, costs, means, price, shift)
     sign = _ONE if bias > _ZERO else -_ONE
     left = abs(bias)
-    low, high = _ZERO, min(dearest(price, shift, sign), _TWO * left)
+    flat_price, flat_shift = price.reshape(price.size), shift.reshape(shift.size)
+    keep_one_side(flat_price, flat_shift, sign)
+    accepted, high = _ZERO, _TWO * left
+    low = high * _CHEAP
     for _ in range(_SCANS):
-        limit = (low + high) * np.float32(0.5)
-        # moves at a price p are worth while as long as they take away more than p / 2 of the error that is left
-        if supply(price, shift, sign, limit) + limit * np.float32(0.5) > left:
-            high = limit
-        else:
-            low = limit
+        limit = np.sqrt(low * high)
+        # a move is worth while as long as it takes away more than half its price of the error that is left
+        over = supply(flat_price, flat_shift, limit) + limit * np.float32(0.5) > left
+        accepted = accepted if over else limit
+        low = low if over else limit
+        high = limit if over else high
+    count = x.shape[1]
     for block in range(x.shape[0]):
-        way = np.int32(1) if steps[block] > _ZERO else np.int32(-1)
-        for i in range(x.shape[1]):
-            if (price[block, i] <= low) & (sign * shift[block, i] > _ZERO):
-                up = (sign > _ZERO) == (mean[block, i] > _ZERO)
-                codes[block, i] = np.uint8(np.int32(codes[block, i]) + (way if up else -way))
-                left -= sign * shift[block, i]
+        for i in range(count):
+            if price[block, i] <= accepted:
+                move(codes, steps, means, sign, block, i)
+                left -= shift[block, i]
                 price[block, i] = _NEVER
-    settle(codes, steps, mean, price, shift, sign, left)
-
-
-@kernel
-def settle(codes, steps, mean, price, shift, sign, left):
-    """The one more move that lowers cost and mean error together the most, if any does."""
-    if not left > _ZERO:
-        return
-    best, at, where = _ZERO, -1, -1
-    for block in range(price.shape[0]):
-        for i in range(price.shape[1]):
-            reach = sign * shift[block, i]
-            gain = left * left - (left - reach) * (left - reach) - price[block, i] * reach
-            if (reach > _ZERO) & (price[block, i] < _NEVER) & (gain > best):
-                best, at, where = gain, block, i
-    if at >= 0:
-        way = np.int32(1) if steps[at] > _ZERO else np.int32(-1)
-        up = (sign > _ZERO) == (mean[at, where] > _ZERO)
-        codes[at, where] = np.uint8(np.int32(codes[at, where]) + (way if up else -way))
+    if left > _ZERO:
+        at = best_move(flat_price, flat_shift, left)
+        if at >= 0:
+            move(codes, steps, means, sign, at // count, at % count)

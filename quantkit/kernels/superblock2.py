@@ -15,8 +15,6 @@ _ONE = np.float32(1)
 _TWO = np.float32(2)
 _TOP = np.float32(3)  # greatest code
 _MOST = np.float32(15)  # greatest scale and minimum code
-_TRIALS = 12
-_PHASES = 4
 _FLAT = np.float32(1e-6)  # a variance below this part of the squares is rounding: all codes are one
 
 
@@ -66,7 +64,9 @@ def try_fit(lanes, weight, inverses, bases, weights, values, gains, scales, mini
         bound = offset > _ZERO
         scale = products / squares if bound else scale
         offset = _ZERO if bound else offset
-        gain = scale * (_TWO * (products - offset * codes) - scale * squares) + offset * (_TWO * values[j] - offset * weights[j])
+        gain = scale * (_TWO * (products - offset * codes) - scale * squares) + offset * (
+            _TWO * values[j] - offset * weights[j]
+        )
         better = (variance > _FLAT * squares) & (scale > _ZERO) & (gain > gains[j])
         gains[j] = gain if better else gains[j]
         scales[j] = scale if better else scales[j]
@@ -99,17 +99,17 @@ def common_step(values, weights):
 
 
 @kernel
-def try_codes(lanes, weight, weights, scales, minima, step, minimum_step, offset, errors, codes, minimum_codes):
-    """Scale code rint(scale / step) + offset with the minimum code that suits the errors it leaves; kept where the error is
-    the least.
+def try_codes(lanes, weight, weights, trial, minima, step, minimum_step, errors, codes, minimum_codes):
+    """The scale codes `trial` (16,) with the minimum codes that suit the errors they leave; kept where the error is the
+    least.
     """
-    inverse_step = _ONE / step if step > _ZERO else _ZERO
     inverse_minimum = _ONE / minimum_step if minimum_step > _ZERO else _ZERO
     for j in range(16):
-        code = min(max(np.rint(scales[j] * inverse_step) + offset, _ZERO), _MOST)
+        code = min(max(trial[j], _ZERO), _MOST)
         scale = code * step
         inverse = _ONE / scale if scale > _ZERO else _ZERO
-        base = min(np.rint(minima[j] * inverse_minimum), _MOST) * minimum_step
+        first = min(np.rint(minima[j] * inverse_minimum), _MOST)
+        base = first * minimum_step
         missed = squares = _ZERO
         for i in range(BLOCK):
             y = lanes[16 * i + j] + base
@@ -129,16 +129,26 @@ def try_codes(lanes, weight, weights, scales, minima, step, minimum_step, offset
         better = error < errors[j]
         errors[j] = error if better else errors[j]
         codes[j] = code if better else codes[j]
-        minimum_codes[j] = (base * inverse_minimum if stay else minimum_code) if better else minimum_codes[j]
+        minimum_codes[j] = (first if stay else minimum_code) if better else minimum_codes[j]
 
 
 @kernel
-def choose_codes(lanes, weight, weights, scales, minima, step, minimum_step, errors, codes, minimum_codes):
-    """The best of four scale codes, each with its minimum code, for every block, by the error that they leave."""
+def choose_codes(lanes, weight, weights, scales, minima, step, minimum_step, trial, errors, codes, minimum_codes):
+    """The best of four scale codes around scale / step, each with its minimum code, for every block, by the error left."""
+    inverse = _ONE / step if step > _ZERO else _ZERO
     errors[:] = np.float32(np.inf)
     for offset in range(-1, 3):
-        shift = np.float32(offset)
-        try_codes(lanes, weight, weights, scales, minima, step, minimum_step, shift, errors, codes, minimum_codes)
+        for j in range(16):
+            trial[j] = np.rint(scales[j] * inverse) + np.float32(offset)
+        try_codes(lanes, weight, weights, trial, minima, step, minimum_step, errors, codes, minimum_codes)
+
+
+@kernel
+def try_all_codes(lanes, weight, weights, minima, step, minimum_step, trial, errors, codes, minimum_codes):
+    """Every scale code, where one leaves less error than those chosen: scales far apart share one step of four bits."""
+    for code in range(16):
+        trial[:] = np.float32(code)
+        try_codes(lanes, weight, weights, trial, minima, step, minimum_step, errors, codes, minimum_codes)
 
 
 @kernel
@@ -204,11 +214,11 @@ def pack(quants, codes, minimum_codes, step_bits, minimum_bits, target):
 
 
 @kernel
-def encode(rows, costs, in_lanes, means, out):
+def encode(rows, costs, in_lanes, means, trials, phases, out):
     """Q2_K bytes of float32 rows (n, super-blocks, 256) into uint8 out (n, super-blocks, 84).
 
-    costs, means: (super-blocks, 256), or of size 0; in_lanes: the costs in lane order; without costs ggml's weights. Twelve
-    steps at four starts are solved for each block in closed form; the scales and minima then get common steps, codes by the
+    costs, means: (super-blocks, 256), or of size 0; in_lanes: the costs in lane order; without costs ggml's weights. `trials`
+    steps at `phases` starts are solved for each block in closed form; the scales and minima then get common steps, codes by the
     error that they really leave, and the steps a refit to the codes, taken while the error falls; with means, codes are
     balanced. ggml (make_qkx3_quants and make_qp_quants, MIT) tries 37 steps at one start and rounds scales and minima on
     their own.
@@ -220,6 +230,7 @@ def encode(rows, costs, in_lanes, means, out):
     inverses, bases, errors = np.empty(16, np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
     codes, minimum_codes = np.empty(16, np.float32), np.empty(16, np.float32)
     other, minimum_other = np.empty(16, np.float32), np.empty(16, np.float32)
+    trial, kept_scale, kept_minimum = np.empty(16, np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
     blocks = rows.shape[1]
     quants = np.empty((blocks, 256), np.uint8)
     steps = np.empty((blocks, 16), np.float32)
@@ -233,16 +244,16 @@ def encode(rows, costs, in_lanes, means, out):
             weight = in_lanes[block] if costs.size > 0 else alone
             survey(lanes, weight, lows, highs, weights, values)
             gains[:] = _ZERO
-            scales[:] = _ZERO
             for j in range(16):
-                minima[j] = -lows[j] if not highs[j] - lows[j] > TINY else _ZERO
+                scales[j] = (highs[j] - lows[j]) / _TOP  # where all codes are one, no fit is better
+                minima[j] = -lows[j]
                 weights[j] = weights[j] if weights[j] > _ZERO else _ONE
-            for phase in range(_PHASES):
-                for trial in range(_TRIALS):
-                    size = np.float32(1.6) + np.float32(0.2) * np.float32(trial)
+            for phase in range(phases):
+                for attempt in range(trials):
+                    size = np.float32(1.6) + np.float32(2.2) * np.float32(attempt) / np.float32(trials - 1)
                     for j in range(16):
                         spread = highs[j] - lows[j]
-                        bases[j] = min(lows[j] + np.float32(phase) / np.float32(_PHASES) * spread / _TOP, _ZERO)
+                        bases[j] = min(lows[j] + np.float32(phase) / np.float32(phases) * spread / _TOP, _ZERO)
                         inverses[j] = size / spread if spread > TINY else _ZERO
                     try_fit(lanes, weight, inverses, bases, weights, values, gains, scales, minima)
             for _ in range(2):
@@ -255,15 +266,22 @@ def encode(rows, costs, in_lanes, means, out):
             minimum_step, peak = common_step(minima, weights)
             minimum_bits = covering_half(minimum_step, np.float32(15.5), peak)
             step, minimum_step = from_half(step_bits), from_half(minimum_bits)
-            choose_codes(lanes, weight, weights, scales, minima, step, minimum_step, errors, codes, minimum_codes)
+            choose_codes(lanes, weight, weights, scales, minima, step, minimum_step, trial, errors, codes, minimum_codes)
+            if costs.size > 0:
+                try_all_codes(lanes, weight, weights, minima, step, minimum_step, trial, errors, codes, minimum_codes)
             best = total(errors)
-            for _ in range(3):
+            for _ in range(2):
                 step, minimum_step = fitted_steps(
                     lanes, weight, from_half(step_bits), from_half(minimum_bits), codes, minimum_codes
                 )
                 tried, minimum_tried = to_half(max(step, _ZERO)), to_half(max(minimum_step, _ZERO))
                 step, minimum_step = from_half(tried), from_half(minimum_tried)
-                choose_codes(lanes, weight, weights, scales, minima, step, minimum_step, errors, other, minimum_other)
+                for j in range(16):
+                    kept_scale[j] = codes[j] * step
+                    kept_minimum[j] = minimum_codes[j] * minimum_step
+                choose_codes(
+                    lanes, weight, weights, kept_scale, kept_minimum, step, minimum_step, trial, errors, other, minimum_other
+                )
                 found = total(errors)
                 if not found < best:
                     break

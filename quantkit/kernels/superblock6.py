@@ -199,15 +199,15 @@ def pack3(quants, codes, step_bits, target):
 
 
 @kernel
-def encode(rows, costs, in_lanes, means, reach, scale_reach, first, trials, out):
+def encode(rows, costs, in_lanes, means, reach, scale_reach, first, between, trials, out):
     """Q6_K (reach 32, scale_reach 128) or Q3_K (4, 32) bytes of float32 rows (n, super-blocks, 256) into uint8 out (n,
     super-blocks, 210 or 110).
 
     costs, means: (super-blocks, 256) or of size 0; in_lanes: the costs in lane order. Minimises sum of w * (x - scale *
-    code)^2 with w the costs, or x^2 as ggml has it. `trials` steps over the peak, from `first` down by 0.2, with the peak at
-    the negative end and, for few codes, at the positive one, are solved in closed form for each block; then, the common half
-    step being known, the scale code of the least error among three; for few codes step and scale codes are refitted to the
-    stored codes. With means, codes are balanced. ggml's make_qx_quants and make_q3_quants (MIT) try nineteen steps, and round
+    code)^2 with w the costs, or x^2 as ggml has it. `trials` steps over the peak, from `first` down by `between`, with the peak at
+    the negative end and, for few codes with costs, at the positive one, are solved in closed form for each block; then, the common half
+    step being known, the scale code of the least error among three; for few codes with costs step and scale codes are refitted to
+    the stored codes. With means, codes are balanced. ggml's make_qx_quants and make_q3_quants (MIT) try nineteen steps, and round
     the scales on their own.
     """
     lanes = np.empty(256, np.float32)
@@ -227,6 +227,7 @@ def encode(rows, costs, in_lanes, means, reach, scale_reach, first, trials, out)
     offsets = np.empty((blocks, 16), np.float32)
     scratch = np.empty((2, 16 * means.shape[0], BLOCK), np.float32)
     few = reach < np.float32(8)
+    thorough = few and costs.size > 0
     for row in range(rows.shape[0]):
         for block in range(blocks):
             transpose(rows[row, block], lanes)
@@ -237,17 +238,17 @@ def encode(rows, costs, in_lanes, means, reach, scale_reach, first, trials, out)
             errors[:] = np.float32(np.inf)
             scales[:] = _ZERO
             for trial in range(trials):
-                size = first - np.float32(0.2) * np.float32(trial)
+                size = first - between * np.float32(trial)
                 for j in range(16):
                     plain[j] = peaks[j] / -size
                 round_lanes(lanes, plain, reach, rounded)
                 try_scales(lanes, weight, rounded, plain, errors, scales)
-                if few:
+                if thorough:
                     for j in range(16):
                         plain[j] = peaks[j] / (size - _ONE)
                     round_lanes(lanes, plain, reach, rounded)
                     try_scales(lanes, weight, rounded, plain, errors, scales)
-            if few:
+            if thorough:
                 for _ in range(2):
                     plain[:] = scales
                     round_lanes(lanes, plain, reach, rounded)
@@ -256,7 +257,7 @@ def encode(rows, costs, in_lanes, means, reach, scale_reach, first, trials, out)
             chosen = codes[block]
             choose_codes(lanes, weight, scales, from_half(step_bits), scale_reach, reach, errors, chosen)
             best = total(errors)
-            for _ in range(2 if few else 0):
+            for _ in range(2 if thorough else 0):
                 for j in range(16):
                     plain[j] = chosen[j] * from_half(step_bits)
                 round_lanes(lanes, plain, reach, rounded)

@@ -107,7 +107,9 @@ def encode(rows, costs, means, reach, out):
     steps = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
     ones = np.ones(BLOCK, np.float32)
-    quants = np.empty((rows.shape[1], BLOCK), np.uint8)
+    few = np.empty(BLOCK, np.uint8)
+    words = few.view(np.uint64)
+    quants = np.empty((means.shape[0], BLOCK), np.uint8)
     scratch = np.empty((2, *means.shape), np.float32)
     fifths = out.shape[2] > 9
     for row in range(rows.shape[0]):
@@ -125,17 +127,22 @@ def encode(rows, costs, means, reach, out):
                 for block in range(peaks.size):
                     scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach - _ONE)
         store_scales(scales, halves)
-        for block in range(peaks.size):
-            round_codes(rows[row, block], scales[block], reach, quants[block])
-        if means.size > 0:
+        if means.size == 0:  # in one loop: codes in a row's buffer would halve the speed
+            for block in range(peaks.size):
+                out[row, block, 0] = halves[block]
+                round_codes(rows[row, block], scales[block], reach, few)
+                store_codes(words, fifths, out[row, block], 1)
+        else:
+            for block in range(peaks.size):
+                round_codes(rows[row, block], scales[block], reach, quants[block])
             for block in range(peaks.size):
                 steps[block] = from_half(np.int32(halves[block]))
                 scales[block] = -reach * steps[block]
             top = _TWO * reach - _ONE
             balance(rows[row], quants, steps, scales, top, costs, means, scratch[0], scratch[1])
-        for block in range(peaks.size):
-            out[row, block, 0] = halves[block]
-            store_codes(quants[block].view(np.uint64), fifths, out[row, block], 1)
+            for block in range(peaks.size):
+                out[row, block, 0] = halves[block]
+                store_codes(quants[block].view(np.uint64), fifths, out[row, block], 1)
 
 
 @kernel

@@ -18,7 +18,8 @@ def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
     blocks, costs, means = cut("Q3_K", rows, importance, mean, 256)
     in_lanes = side_by_side(costs)
     out = np.empty((*blocks.shape[:2], 110), np.uint8)
-    superblock6.encode(blocks, costs, in_lanes, means, np.float32(4), np.float32(32), np.float32(4.9), 14, out)
+    trials = (np.float32(4.8), np.float32(0.25), 10) if costs.size else (np.float32(4.4), np.float32(0.5), 4)
+    superblock6.encode(blocks, costs, in_lanes, means, np.float32(4), np.float32(32), *trials, out)
     return as_bytes(out)
 
 

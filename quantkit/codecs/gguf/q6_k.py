@@ -17,7 +17,9 @@ def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
     blocks, costs, means = cut("Q6_K", rows, importance, mean, 256)
     in_lanes = side_by_side(costs)
     out = np.empty((*blocks.shape[:2], 210), np.uint8)
-    superblock6.encode(blocks, costs, in_lanes, means, np.float32(32), np.float32(128), np.float32(32.9), 15, out)
+    superblock6.encode(
+        blocks, costs, in_lanes, means, np.float32(32), np.float32(128), np.float32(32.9), np.float32(0.2), 15, out
+    )
     return as_bytes(out)
 
 

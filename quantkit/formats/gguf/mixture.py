@@ -116,7 +116,9 @@ def _check_rules(rules: tuple[tuple[str, str], ...], names: Iterable[str]) -> No
     names = list(names)
     idle = [pattern for pattern, _ in rules if not any(matches(pattern, name) for name in names)]
     if idle:
-        near = {pattern: get_close_matches(pattern, sorted({re.sub(r"\d+", "*", name) for name in names}), 2) for pattern in idle}
+        near = {
+            pattern: get_close_matches(pattern, sorted({re.sub(r"\d+", "*", name) for name in names}), 2) for pattern in idle
+        }
         said = "; ".join(f"{pattern!r} (near: {', '.join(near[pattern]) or 'nothing'})" for pattern in idle)
         raise InputError(f"rules that match no tensor: {said}; `quantkit plan` lists the tensors")
 

@@ -122,7 +122,9 @@ def _write_tensors(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(row: Row, placement: Placement, weights: Weights, importance: Importance | None, pool: ThreadPoolExecutor) -> _Tensor:
+def _encode(
+    row: Row, placement: Placement, weights: Weights, importance: Importance | None, pool: ThreadPoolExecutor
+) -> _Tensor:
     """Start encoding a tensor: one task for every slab of rows, within one matrix of a stack. A vector is one row."""
     codec, width, rows = codecs()[row.type], row.shape[-1], placement.rows
     packed = np.empty((rows, codec.row_bytes(width)), np.uint8)
@@ -134,7 +136,9 @@ def _encode(row: Row, placement: Placement, weights: Weights, importance: Import
         for start in range(first, first + whole, step)
     ]
     tasks = (
-        pool.submit(_encode_slab, placement, weights, codec, importance.of(slab[0] // whole) if importance else None, packed, slab)
+        pool.submit(
+            _encode_slab, placement, weights, codec, importance.of(slab[0] // whole) if importance else None, packed, slab
+        )
         for slab in slabs
     )
     return _Tensor(row, packed, placement, tuple(tasks))

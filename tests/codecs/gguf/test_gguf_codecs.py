@@ -93,7 +93,7 @@ def test_odd_importance_is_harmless(name, weights):
         "huge": 1e30 * importance(),
     }[weights]
     decoded = codec.decode(codec.encode(gaussian(), given))
-    assert abs(decoded - gaussian()).max() < 0.02
+    assert abs(decoded - gaussian()).max() < (0.06 if codec.block_bytes * 8 / codec.block < 4 else 0.02)
 
 
 @ALL
