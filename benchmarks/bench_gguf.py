@@ -77,9 +77,7 @@ def subject(model: str, text: texts.Text, calibration: texts.Text, work: Path) -
 
     config, weights = snapshot.config, snapshot.weights
     hidden = kept("hidden", tokens, lambda: walk.walk(config, weights, tokens, threads=THREADS))
-    squares = kept(
-        "importance", given, lambda: importance.measure(config, weights, given, threads=THREADS, progress=silent)
-    )
+    squares = kept("importance", given, lambda: importance.measure(config, weights, given, threads=THREADS, progress=silent))
     head = walk.head(config, weights, threads=THREADS)
     return Subject(snapshot, tokens, hidden, head, layout.importance(snapshot, squares))
 
@@ -172,7 +170,7 @@ def main() -> None:
             of = subject(model, text, calibration, work)
             base = write(of.snapshot, "F16", work, {}).path
             for kind in given.types:
-                for weighed in ((of.importance,) if given.quick else (of.importance, {})):
+                for weighed in (of.importance,) if given.quick else (of.importance, {}):
                     rows.append(measure(model, of, kind, weighed, base, work))
             base.unlink()
     named = {"text": text.name, "text_sha256": text.sha256, "calibration": calibration.name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +14,14 @@ from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.source import text
-from quantkit.values import F32, Artefact, Written
+from quantkit.values import Artefact, Importance, Written
 from quantkit.version import __version__
 
 
 def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
-    """HF tensor name -> importance of its columns, float32 (width,); empty when no planned target wants it."""
+    """HF tensor name -> what calibration saw of its input; empty when no planned target wants it."""
     calibration = job.recipe.calibration
-    if calibration is None or not any(plan.target.imatrix for plan in plans):
+    if calibration is None or not any(plan.target.calibrated for plan in plans):
         return {}
     assert job.snapshot.tokenizer is not None
     given = text.fetch(calibration.text, job.work)
@@ -41,9 +42,26 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
             job.snapshot.config, job.snapshot.weights, tokens, threads=job.threads, progress=job.progress
         )
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **flattened(found))
+            np.savez(file, allow_pickle=False, **_arrays(found))
         workspace.remember(path, made_from)
-    return unflattened(dict(np.load(path)))
+    return _importance(dict(np.load(path)))
+
+
+_FIELDS = ("squares", "means", "counts")
+
+
+def _arrays(found: Mapping[str, Importance]) -> dict[str, Any]:
+    """For np.savez: "name:field" -> array."""
+    fields = ((name, field, getattr(value, field)) for name, value in found.items() for field in _FIELDS)
+    return {f"{name}:{field}": array for name, field, array in fields if array is not None}
+
+
+def _importance(arrays: Mapping[str, Any]) -> dict[str, Importance]:
+    """The inverse of `_arrays`."""
+    names = dict.fromkeys(key.rpartition(":")[0] for key in arrays)
+    return {
+        name: Importance(arrays[f"{name}:squares"], arrays.get(f"{name}:means"), arrays[f"{name}:counts"]) for name in names
+    }
 
 
 def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
@@ -53,7 +71,7 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Arte
         rows=plan.rows,
         metadata=layout.metadata(plan.target, plan.digest, job.snapshot),
         quantkit=__version__,
-        importance={name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in weighed.items()},
+        importance={name: _digest(values) for name, values in weighed.items()},
     )
     kept = [workspace.recall(job.work / file.name, made_from) for file in plan.files]
     if all(kept):
@@ -68,3 +86,9 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Arte
     for written in artefact.files:
         workspace.remember(written.path, made_from, sha256=written.sha256, **facts)
     return artefact
+
+
+def _digest(value: Importance) -> str:
+    found = hashlib.sha256(value.squares.tobytes())
+    found.update(b"" if value.means is None else value.means.tobytes())
+    return found.hexdigest()

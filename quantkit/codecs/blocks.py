@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from quantkit.errors import WeightError
+from quantkit.kernels.finite import first_row_reaching
 from quantkit.values import F32, U8
 
+HALF = 65504.0  # the greatest half
 FLOOR = 1e-6  # of the mean importance: a column that calibration never saw keeps its shape
 SPARED = 0.5  # of the squared mean is left out of a column's cost where the codes are balanced; measured, see LOG.md
 
@@ -52,9 +55,21 @@ def check_importance(name: str, importance: F32 | None, mean: F32 | None, width:
     return np.maximum(squares - spent, FLOOR).astype(np.float32), means.astype(np.float32)
 
 
-def cut(name: str, rows: F32, importance: F32 | None, mean: F32 | None, *shape: int) -> tuple[F32, F32, F32]:
-    """Rows as (n, blocks, *shape), costs and means as (blocks, *shape), or (0, *shape) without."""
+def check_range(name: str, rows: F32, limit: float) -> None:
+    """WeightError where a weight lies beyond what the type's scales can say."""
+    row = first_row_reaching(rows, np.float32(limit * 1.0001))
+    if row >= 0:
+        worst = float(np.abs(rows[row]).max())
+        raise WeightError(f"row {row} of them holds {worst:g}, {name} ends at {limit:g}: BF16 and F32 hold it")
+
+
+def cut(name: str, rows: F32, importance: F32 | None, mean: F32 | None, *shape: int, steps: float) -> tuple[F32, F32, F32]:
+    """Rows as (n, blocks, *shape), costs and means as (blocks, *shape), or (0, *shape) without.
+
+    steps: the type's greatest weight over its half-precision scale or offset; larger weights are a WeightError.
+    """
     rows = check_rows(name, rows, int(np.prod(shape)))
+    check_range(name, rows, steps * HALF)
     blocks = rows.shape[1] // int(np.prod(shape))
     costs, means = (
         values.reshape(blocks if values.size else 0, *shape)

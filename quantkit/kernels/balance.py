@@ -93,7 +93,39 @@ def balance(x, codes, steps, offsets, top, costs, means, price, shift):
     left. codes: uint8 within 0..top, changed in place; steps, offsets: float32 (blocks,); costs, means: float32 (blocks, n);
     price, shift: scratch of their shape.
     """
-    bias = prices(x, codes, steps, offsets, top, costs, means, price, shift)
+    take_moves(codes, steps, means, prices(x, codes, steps, offsets, top, costs, means, price, shift), price, shift)
+
+
+@kernel
+def balance_levels(x, codes, steps, levels, costs, means, price, shift):
+    """`balance` for x ~ step * levels[code], with levels float32 in rising order."""
+    take_moves(codes, steps, means, level_prices(x, codes, steps, levels, costs, means, price, shift), price, shift)
+
+
+@kernel
+def level_prices(x, codes, steps, levels, costs, means, price, shift):
+    """`prices` where neighbouring codes are not equally far apart."""
+    bias = _ZERO
+    for block in range(x.shape[0]):
+        step = steps[block]
+        for i in range(x.shape[1]):
+            code = np.int64(codes[block, i])
+            error = x[block, i] - step * levels[code]
+            pull = error * means[block, i]
+            bias += pull
+            to = code + (1 if (error > _ZERO) == (step > _ZERO) else -1)
+            inside = (to >= 0) & (to < levels.size)
+            moved = error - step * (levels[to if inside else code] - levels[code])
+            reach = abs((moved - error) * means[block, i])
+            cost = costs[block, i] * (moved * moved - error * error)
+            price[block, i] = cost / reach if inside & (reach > _ZERO) else _NEVER
+            shift[block, i] = reach if pull > _ZERO else -reach
+    return bias
+
+
+@kernel
+def take_moves(codes, steps, means, bias, price, shift):
+    """Take the moves that are worth while, given their prices and the mean error `bias`."""
     sign = _ONE if bias > _ZERO else -_ONE
     left = abs(bias)
     flat_price, flat_shift = price.reshape(price.size), shift.reshape(shift.size)
@@ -107,8 +139,8 @@ def balance(x, codes, steps, offsets, top, costs, means, price, shift):
         accepted = accepted if over else limit
         low = low if over else limit
         high = limit if over else high
-    count = x.shape[1]
-    for block in range(x.shape[0]):
+    count = price.shape[1]
+    for block in range(price.shape[0]):
         for i in range(count):
             if price[block, i] <= accepted:
                 move(codes, steps, means, sign, block, i)

@@ -204,11 +204,11 @@ def encode(rows, costs, in_lanes, means, reach, scale_reach, first, between, tri
     super-blocks, 210 or 110).
 
     costs, means: (super-blocks, 256) or of size 0; in_lanes: the costs in lane order. Minimises sum of w * (x - scale *
-    code)^2 with w the costs, or x^2 as ggml has it. `trials` steps over the peak, from `first` down by `between`, with the peak at
-    the negative end and, for few codes with costs, at the positive one, are solved in closed form for each block; then, the common half
-    step being known, the scale code of the least error among three; for few codes with costs step and scale codes are refitted to
-    the stored codes. With means, codes are balanced. ggml's make_qx_quants and make_q3_quants (MIT) try nineteen steps, and round
-    the scales on their own.
+    code)^2 with w the costs, or x^2 as ggml has it. `trials` steps over the peak, from `first` down by `between`, with the
+    peak at the negative end and, for few codes with costs, at the positive one, are solved in closed form for each block;
+    then, the common half step being known, the scale code of the least error among three; for few codes with costs step and
+    scale codes are refitted to the stored codes. With means, codes are balanced. ggml's make_qx_quants and make_q3_quants
+    (MIT) try nineteen steps, and round the scales on their own.
     """
     lanes = np.empty(256, np.float32)
     squares = np.empty(256, np.float32)

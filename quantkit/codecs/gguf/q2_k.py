@@ -14,7 +14,7 @@ from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
-    blocks, costs, means = cut("Q2_K", rows, importance, mean, 256)
+    blocks, costs, means = cut("Q2_K", rows, importance, mean, 256, steps=15)
     in_lanes = side_by_side(costs)
     out = np.empty((*blocks.shape[:2], 84), np.uint8)
     superblock2.encode(blocks, costs, in_lanes, means, *((9, 4) if costs.size else (6, 2)), out)

@@ -15,7 +15,7 @@ from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
-    blocks, costs, means = cut("Q3_K", rows, importance, mean, 256)
+    blocks, costs, means = cut("Q3_K", rows, importance, mean, 256, steps=32 * 4)
     in_lanes = side_by_side(costs)
     out = np.empty((*blocks.shape[:2], 110), np.uint8)
     trials = (np.float32(4.8), np.float32(0.25), 10) if costs.size else (np.float32(4.4), np.float32(0.5), 4)

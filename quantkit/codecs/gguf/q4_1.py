@@ -11,7 +11,7 @@ from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
-    blocks, costs, means = cut("Q4_1", rows, importance, mean, 32)
+    blocks, costs, means = cut("Q4_1", rows, importance, mean, 32, steps=1)
     out = np.empty((*blocks.shape[:2], 10), np.uint16)
     offset.encode(blocks, costs, means, np.float32(15), 7, 4, out)
     return as_bytes(out)

@@ -11,7 +11,7 @@ from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
-    blocks, costs, means = cut("Q5_0", rows, importance, mean, 32)
+    blocks, costs, means = cut("Q5_0", rows, importance, mean, 32, steps=16)
     out = np.empty((*blocks.shape[:2], 11), np.uint16)
     symmetric.encode(blocks, costs, means, np.float32(16), out)
     return as_bytes(out)

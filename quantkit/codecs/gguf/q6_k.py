@@ -14,7 +14,7 @@ from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
-    blocks, costs, means = cut("Q6_K", rows, importance, mean, 256)
+    blocks, costs, means = cut("Q6_K", rows, importance, mean, 256, steps=128 * 32)
     in_lanes = side_by_side(costs)
     out = np.empty((*blocks.shape[:2], 210), np.uint8)
     superblock6.encode(

@@ -29,7 +29,7 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     """
     architecture = arch.find(snapshot.config)
     checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
-    rows = _rows(target, snapshot, architecture)
+    rows = _rows(target, snapshot)
     name = naming.file_name(model, snapshot.parameters(), target.type)
     pairs = metadata(target, digest, snapshot) if snapshot.tokenizer else None
     files = splitting.files(name, rows, pairs, architecture.gguf, target.split)
@@ -55,7 +55,7 @@ def wish(target: GgufTarget) -> mixture.Wish:
     return mixture.Wish(rules, target.output, target.token_embd, target.pure)
 
 
-def _rows(target: GgufTarget, snapshot: Snapshot, architecture: arch.Architecture) -> tuple[Row, ...]:
+def _rows(target: GgufTarget, snapshot: Snapshot) -> tuple[Row, ...]:
     infos, placed, extra = snapshot.weights.infos, placements(snapshot), extra_tensors(snapshot)
     shapes = {name: placement.shape for name, placement in placed.items()}
     shapes |= {name: value.shape for name, value in extra.items()}

@@ -20,7 +20,15 @@ def affine_k(x):
     return np.sqrt(mean) + abs(x)
 
 
-PLAIN = {"Q2_K": abs, "Q3_K": np.square, "Q4_K": affine_k, "Q5_K": affine_k, "Q6_K": np.square}
+PLAIN = {
+    "IQ4_NL": np.square,
+    "IQ4_XS": np.square,
+    "Q2_K": abs,
+    "Q3_K": np.square,
+    "Q4_K": affine_k,
+    "Q5_K": affine_k,
+    "Q6_K": np.square,
+}
 
 
 def kinds():
