@@ -13,6 +13,8 @@ from quantkit.arch import Architecture
 from quantkit.errors import SourceError, UnsupportedError, WeightError
 from quantkit.values import TensorInfo
 
+MOST_FAULTS = 40  # named in one message
+
 # Buffers that older checkpoints carry and no runtime reads.
 DROPPED = ("*.rotary_emb.inv_freq", "*.attn.masked_bias", "*.attention.masked_bias", "*.attention.bias")
 
@@ -33,8 +35,12 @@ def locate(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
     """
     shapes = architectures.expected(arch, config)
     found = {}
+    elsewhere = {old: new for new, old in _moved(arch, config)}
     for name, shape in shapes.items():
-        if (stored := _stored(arch, name, infos)) is not None:
+        stored = _stored(arch, name, infos)
+        if stored is None and name in elsewhere:
+            stored = _stored(arch, elsewhere[name], infos)
+        if stored is not None:
             found[name] = Piece(stored, 0, math.prod(shape[:-1]) if len(shape) > 1 else shape[0])
     for stored, parts in _fused(arch, config, infos).items():
         row = 0
@@ -48,6 +54,14 @@ def _stored(arch: Architecture, name: str, infos: Mapping[str, TensorInfo]) -> s
     """The name that a tensor has in the checkpoint: with or without the base model's prefix."""
     bare = name.removeprefix(arch.prefix)
     return next((found for found in (name, bare, arch.prefix + name) if found in infos), None)
+
+
+def _moved(arch: Architecture, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (new.format(layer), old.format(layer))
+        for new, old in arch.moved.items()
+        for layer in range(architectures.layers(arch, config, old))
+    ]
 
 
 def _fused(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
@@ -92,7 +106,9 @@ def verify(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
     ]
     if lost or wrong:
         kind = SourceError if lost else WeightError
-        raise kind("the weights do not fit config.json:\n  " + "\n  ".join(lost + wrong))
+        faults = lost + wrong
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise kind("the weights do not fit config.json:\n  " + "\n  ".join(faults[:MOST_FAULTS] + more))
 
 
 def _declared(

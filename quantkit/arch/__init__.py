@@ -26,7 +26,8 @@ class Architecture:
     when:       templates that exist only if the standard key has this truth value.
     fixed:      config keys that the GGUF graph takes for granted -> the values it computes (a missing key is the first).
     stacked:    templates with a second "{}", counted by this dimension, of which GGUF makes one tensor (experts).
-    fused:      template of a tensor that holds other templates' tensors: (count, rows of the first + of the second .., width).
+    fused:      template of a tensor (experts, rows, width) -> templates of those that it holds one below the other.
+    moved:      template that transformers' model uses -> the checkpoint's, of a tensor that either may hold.
     permuted:   templates whose rows GGUF interleaves within each head (rotary halves to pairs) -> the standard key that
                 counts those heads.
     grouped:    templates of a fused q/k/v whose rows lie by key-value head (its queries, its key, its value); GGUF has all
@@ -50,6 +51,7 @@ class Architecture:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     stacked: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
     permuted: Mapping[str, str] = field(default_factory=dict)
     grouped: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
@@ -74,6 +76,33 @@ RMS_NORM = {"attention.layer_norm_rms_epsilon": ("rms_norm_eps", "FLOAT32")}
 LAYER_NORM = {"attention.layer_norm_epsilon": ("layer_norm_eps", "FLOAT32")}
 ROPE = {"rope.dimension_count": ("rotary_dim", "UINT32"), "rope.freq_base": ("rope_theta", "FLOAT32")}
 EXPERTS = {"expert_count": ("num_experts", "UINT32"), "expert_used_count": ("num_experts_per_tok", "UINT32")}
+WINDOW = {
+    "attention.sliding_window": ("sliding_window", "UINT32"),
+    "attention.sliding_window_pattern": ("sliding_window_pattern", "UINT32"),
+}
+
+BLOCK = "model.layers.{}."
+GATED = {
+    "model.embed_tokens.weight": ("vocab", "hidden"),
+    BLOCK + "input_layernorm.weight": ("hidden",),
+    BLOCK + "self_attn.q_proj.weight": ("q_width", "hidden"),
+    BLOCK + "self_attn.k_proj.weight": ("kv_width", "hidden"),
+    BLOCK + "self_attn.v_proj.weight": ("kv_width", "hidden"),
+    BLOCK + "self_attn.o_proj.weight": ("hidden", "q_width"),
+    BLOCK + "post_attention_layernorm.weight": ("hidden",),
+    BLOCK + "mlp.gate_proj.weight": ("intermediate", "hidden"),
+    BLOCK + "mlp.up_proj.weight": ("intermediate", "hidden"),
+    BLOCK + "mlp.down_proj.weight": ("hidden", "intermediate"),
+    "model.norm.weight": ("hidden",),
+    "lm_head.weight": ("vocab", "hidden"),
+}
+"""Templates of the decoder with a gated feed-forward that llama has, and what many derive from."""
+UNTIED = {"lm_head.weight": ("tie_word_embeddings", False)}
+PAIRED = {
+    BLOCK + "self_attn.q_proj.weight": "num_attention_heads",
+    BLOCK + "self_attn.k_proj.weight": "num_key_value_heads",
+}
+"""What GGUF's llama graph wants permuted."""
 
 MOST_LAYERS = 4096  # beyond it config.json is damaged, and listing the tensors would not end
 MOST_EXPERTS = 4096
@@ -113,7 +142,10 @@ def standard(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     num_key_value_heads, head_dim, rotary_dim. Raises SourceError for a missing or impossible size."""
     given = {key: value for key, value in config.items() if value is not None}
     renamed = {key: given[own] for key, own in arch.keys.items() if own in given}
-    found = {**arch.defaults, **given, **renamed}
+    stray = {key for key, own in arch.keys.items() if own != key}  # a standard name that means nothing here
+    found = {**arch.defaults, **{key: value for key, value in given.items() if key not in stray}, **renamed}
+    if "num_local_experts" in given:  # transformers' other name for it, whatever the model
+        found["num_experts"] = given["num_local_experts"]
     if "intermediate_size" not in found and found.get("ffn_factor"):
         found["intermediate_size"] = found["ffn_factor"] * found.get("hidden_size", 0)
     bad = [f"{arch.keys.get(key, key)} = {found.get(key)!r}" for key in _COUNTS if not _positive(found.get(key))]
@@ -125,11 +157,25 @@ def standard(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
             raise SourceError(f"config.json ({arch.model_type}): {arch.keys.get(key, key)} = {found[key]} cannot be")
     found.setdefault("num_key_value_heads", found["num_attention_heads"])
     found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
+    _layer_kinds(found)
     rope = found.get("rope_parameters")
     rotary = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
     rotary = rotary or found.get("partial_rotary_factor")
     found["rotary_dim"] = int(found["head_dim"] * (rotary or 1))
     return found
+
+
+def _layer_kinds(found: dict[str, Any]) -> None:
+    """Where layers with a sliding window have rotary parameters of their own, those of the others become rope_parameters and
+    the window's base rope_local_base_freq; sliding_window_pattern says which layer of how many has no window."""
+    rope = found.get("rope_parameters")
+    if isinstance(rope, Mapping) and isinstance(rope.get("full_attention"), Mapping):
+        local = rope.get("sliding_attention") or {}
+        found["rope_parameters"] = rope["full_attention"]
+        found.setdefault("rope_local_base_freq", local.get("rope_theta"))
+    kinds = found.get("layer_types")
+    if kinds and "full_attention" in kinds and "sliding_attention" in kinds:
+        found["sliding_window_pattern"] = list(kinds).index("full_attention") + 1
 
 
 def dims(arch: Architecture, config: Mapping[str, Any]) -> dict[str, int]:

@@ -28,6 +28,7 @@ _SCALING = {
         "rope.scaling.yarn_beta_slow": ("beta_slow", "FLOAT32"),
     },
 }
+_LONGROPE = ("short_factor", "long_factor", "original_max_position_embeddings")
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _HEAD = ("attention.key_length", "attention.value_length")  # said only where they are not hidden_size / heads
 _REQUIRED = {"block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
@@ -45,7 +46,7 @@ def encode(arch: Architecture, config: Mapping[str, Any]) -> list[KeyValue]:
         for key, (name, kind) in arch.pairs.items()
         if full.get(name) is not None and not (key in _HEAD and plain_heads)
     ]
-    scale = rope(config) if "rope.freq_base" in arch.pairs else {"rope_type": "default"}
+    scale = rope(architectures.standard(arch, config)) if "rope.freq_base" in arch.pairs else {"rope_type": "default"}
     if scale["rope_type"] in _SCALING:
         pairs.append(KeyValue(f"{arch.gguf}.rope.scaling.type", scale["rope_type"], "STRING"))
         for key, (name, kind) in _SCALING[scale["rope_type"]].items():
@@ -63,16 +64,40 @@ def values(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.json: partial_rotary_factor makes {full['rotary_dim']} of {full['head_dim']} dimensions rotary; "
                 f"the GGUF graph of {arch.model_type} rotates all of them"
             )
-        full["rope_theta"] = rope(config)["rope_theta"]
+        scale = rope(full)
+        full["rope_theta"] = scale["rope_theta"]
+        if scale["rope_type"] == "longrope":
+            full["rope_attention_factor"] = _longrope_factor(arch, scale, full["max_position_embeddings"])
+    _check_attention(full)
     return full | {"context_length": context_length(config)}
 
 
+def _longrope_factor(arch: Architecture, scale: Mapping[str, Any], context: int) -> float:
+    """What longrope multiplies queries and keys by, as transformers has it."""
+    if "rope.scaling.attn_factor" not in arch.pairs:
+        raise UnsupportedError(f"config.json: rope_type 'longrope' is not supported for {arch.model_type}")
+    original = scale["original_max_position_embeddings"]
+    stretch = scale.get("factor") or context / original
+    plain = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    return float(scale.get("attention_factor") or plain)
+
+
+def _check_attention(full: Mapping[str, Any]) -> None:
+    """gemma's graphs divide by the root of the head's width, and for the 27B models by that of hidden_size / heads."""
+    scalar, large = full.get("query_pre_attn_scalar"), {"gemma2": 46, "gemma3_text": 62}.get(str(full["model_type"]))
+    width = full["hidden_size"] // full["num_attention_heads"] if full["num_hidden_layers"] == large else full["head_dim"]
+    if scalar is not None and scalar != width:
+        raise UnsupportedError(f"config.json: query_pre_attn_scalar = {scalar}; the GGUF graph computes with {width}")
+
+
 def context_length(config: Mapping[str, Any]) -> int:
-    """The context, tokens, within which GGUF's graph computes what the model of a config.json does: it attends to
-    everything, so a sliding window (Mistral 7B v0.1: 4096 of 32768) ends it."""
-    full = architectures.standard(architectures.find(config), config)
+    """The context, tokens, within which GGUF's graph computes what the model of a config.json does: where it attends to
+    everything, a sliding window (Mistral 7B v0.1: 4096 of 32768) ends it."""
+    arch = architectures.find(config)
+    full = architectures.standard(arch, config)
     length, window = int(full.get("max_position_embeddings", 2048)), full.get("sliding_window")
-    return min(length, int(window)) if window and full["model_type"] == "mistral" else length
+    honoured = "attention.sliding_window" in arch.pairs or "use_sliding_window" in arch.fixed
+    return min(length, int(window)) if window and not honoured else length
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,22 +111,25 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
         raise SourceError(f"config.json: the rotary parameters are {given!r}, an object is expected")
     found = {key: value for key, value in given.items() if value is not None}
     legacy = found.pop("type", None)
+    if found.get("rope_type", legacy) in ("su", "longrope"):  # the older name
+        found["rope_type"] = "longrope"
     kind = found.setdefault("rope_type", legacy or "default")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     found.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if kind in ("yarn", "llama3"):
+    if kind in ("yarn", "llama3", "longrope"):
         inherited = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         found.setdefault("original_max_position_embeddings", inherited)
-    needed = {"default": (), "linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3}
+    needed = {"default": (), "linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3, "longrope": _LONGROPE}
     if str(kind) not in needed:
         raise UnsupportedError(f"config.json: rope_type {kind!r} is not supported; supported: {', '.join(needed)}")
     if missing := [key for key in needed[kind] if found.get(key) is None]:
         raise SourceError(f"config.json: rope_type {kind!r} lacks {', '.join(missing)}; it has {sorted(found)}")
-    numbers = {key: found[key] for key in ("rope_theta", *needed[kind])}
+    numbers = {key: found[key] for key in ("rope_theta", *needed[kind]) if not key.endswith("_factor") or kind != "longrope"}
     if odd := {key: value for key, value in numbers.items() if not isinstance(value, int | float) or value <= 0}:
         raise SourceError(f"config.json: these of rope_type {kind!r} must be positive numbers: {odd}")
     understood = {"rope_type", "rope_theta"} | set(needed[kind])
     understood |= {name for name, _ in _SCALING.get(kind, {}).values()}
+    understood |= {"factor", "attention_factor"} if kind == "longrope" else set()
     for key in found.keys() - understood:
         if found[key] is not None and not _harmless(key, found):
             raise UnsupportedError(f"config.json: {key} = {found[key]!r} of rope_type {kind!r} cannot be said in GGUF")
@@ -119,7 +147,13 @@ def _harmless(key: str, scale: Mapping[str, Any]) -> bool:
 
 def extra_tensors(arch: Architecture, config: Mapping[str, Any]) -> dict[str, F32]:
     """GGUF-only tensors: for llama3 scaling rope_freqs.weight (head_dim / 2,), the divisor of each frequency."""
-    if "rope.freq_base" not in arch.pairs or (scale := rope(config))["rope_type"] != "llama3":
+    if "rope.freq_base" not in arch.pairs:
+        return {}
+    scale = rope(architectures.standard(arch, config))
+    if scale["rope_type"] == "longrope":
+        factors = {"long": scale["long_factor"], "short": scale["short_factor"]}
+        return {f"rope_factors_{name}.weight": np.array(values, np.float32) for name, values in factors.items()}
+    if scale["rope_type"] != "llama3":
         return {}
     return {ROPE_FREQS: _divisors(scale, architectures.dims(arch, config)["head_dim"])}
 
@@ -161,6 +195,9 @@ def decode(arch: Architecture, kv: Mapping[str, Any], rope_freqs: F32 | None = N
         scale = _rope_of(arch.gguf, own, standard, rope_freqs)
         partial = {"partial_rotary_factor": rotary / standard["head_dim"]} if rotary != standard["head_dim"] else {}
         config["rope_parameters"] = scale | partial
+        if (local := standard.pop("rope_local_base_freq", None)) is not None:
+            kinds = {"full_attention": config["rope_parameters"], "sliding_attention": {"rope_theta": local}}
+            config["rope_parameters"] = {kind: {"rope_type": "default", **values} for kind, values in kinds.items()}
     config |= {arch.keys.get(key, key): value for key, value in standard.items() if value is not None}
     for name, key in _TOKEN_IDS.items():
         config[name] = kv.get(f"tokenizer.ggml.{key}")

@@ -34,5 +34,5 @@ def test_every_tensor_is_placed_once(name: str, pico) -> None:
         whole = gguf_tensors.read_ordered(found.weights, placement, 0, placement.rows)
         assert whole.size == np.prod(placement.shape)
         if len(placement.shape) > 1:
-            part = gguf_tensors.read_ordered(found.weights, placement, 3, 11)
-            assert np.array_equal(part, whole[3:11])
+            part = gguf_tensors.read_ordered(found.weights, placement, 1, min(11, placement.rows))
+            assert np.array_equal(part, whole[1:11])

@@ -30,7 +30,7 @@ def write(checkpoint, kind, folder, threads=2, importance=None, **settings):
 
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_the_file_is_what_was_planned_to_the_byte(pico, tmp_path, kind):
-    plan, artefact = write(pico("llama"), kind, tmp_path)
+    plan, artefact = write(pico("llama"), kind, tmp_path, imatrix=kind == "Q2_K_S")
     assert artefact.path.stat().st_size == plan.nbytes
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artefact.path).tensors}
     assert {name: tensor.tensor_type.name for name, tensor in tensors.items()} == {row.name: row.type for row in plan.rows}
