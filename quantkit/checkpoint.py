@@ -79,7 +79,7 @@ def _fused(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
 
 def dropped(arch: Architecture, config: Mapping[str, Any], name: str) -> bool:
     """Whether a tensor that `arch.expected` does not list is known to be redundant: an old buffer, or a tied head's copy."""
-    tied = name == "lm_head.weight" and bool(config.get("tie_word_embeddings")) and name in arch.tensors
+    tied = name == "lm_head.weight" and bool(architectures.standard(arch, config).get("tie_word_embeddings"))
     return tied or any(fnmatchcase(name, pattern) for pattern in (*DROPPED, *arch.ignored))
 
 

@@ -124,18 +124,19 @@ def make_pico(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for key, parameter in model.named_parameters():
             # Wider than the initial 0.02, and norms off one: else logits are so flat that a wrong graph passes.
             parameter.copy_(torch.randn_like(parameter) * (0.04 if parameter.ndim > 1 else 0.1))
             if parameter.ndim == 1 and not config.model_type.startswith("gemma"):  # which adds the one itself
                 parameter.add_(1.0)
-            if ".experts.down_proj" in name:  # an expert chosen otherwise after rounding must not decide the logits
-                parameter.mul_(0.25)
+            if ".experts.down_proj" in key:  # an expert chosen otherwise after rounding must not decide the logits
+                parameter.mul_(0.15)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {**_SPECIAL, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: pico {name}\n---\n", encoding="utf-8")
+    title = f"pico {name}".replace("phi3", "fi3")  # llama.cpp wants Phi-3's own tokens where a name has phi3 in it
+    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {title}\n---\n", encoding="utf-8")
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n", encoding="utf-8")
     return folder
 

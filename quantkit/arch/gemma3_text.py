@@ -1,6 +1,6 @@
 """Gemma 3, the language model: Gemma3ForCausalLM. As gemma2, with normalised queries and keys and no cap on attention."""
 
-from quantkit.arch import BLOCK, GATED, RMS_NORM, ROPE, SIZES, UNTIED, WINDOW, Architecture
+from quantkit.arch import BLOCK, GATED, RMS_NORM, ROPE, SIZES, WINDOW, Architecture
 
 _NORMS = (
     BLOCK + "input_layernorm.weight", BLOCK + "post_attention_layernorm.weight", BLOCK + "pre_feedforward_layernorm.weight",
@@ -12,7 +12,8 @@ ARCH = Architecture(
     model_type="gemma3_text",
     model_class="Gemma3ForCausalLM",
     gguf="gemma3",
-    tensors=GATED | dict.fromkeys(_NORMS, ("hidden",)) | dict.fromkeys(_HEAD_NORMS, ("head_dim",)),
+    tensors={name: dims for name, dims in GATED.items() if name != "lm_head.weight"}
+    | dict.fromkeys(_NORMS, ("hidden",)) | dict.fromkeys(_HEAD_NORMS, ("head_dim",)),
     pairs={
         **SIZES, **RMS_NORM, **ROPE, **WINDOW, "rope.freq_base_swa": ("rope_local_base_freq", "FLOAT32"),
         "final_logit_softcapping": ("final_logit_softcapping", "FLOAT32"),
@@ -22,13 +23,13 @@ ARCH = Architecture(
         "sliding_window": 4096, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0,
         "rope_theta": 1000000.0,
     },
-    when=UNTIED,
     shifted=_NORMS + _HEAD_NORMS,
     named={
         BLOCK + "post_attention_layernorm.weight": "blk.{}.post_attention_norm.weight",
         BLOCK + "pre_feedforward_layernorm.weight": "blk.{}.ffn_norm.weight",
         BLOCK + "post_feedforward_layernorm.weight": "blk.{}.post_ffw_norm.weight",
     },
+    ignored=("lm_head.weight",),
     fixed={
         "hidden_activation": ("gelu_pytorch_tanh", None), "attention_bias": (False,), "tie_word_embeddings": (True,),
         "attn_logit_softcapping": (None,), "use_bidirectional_attention": (False, None),

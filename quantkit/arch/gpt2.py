@@ -26,7 +26,8 @@ ARCH = Architecture(
     pairs={**SIZES, **LAYER_NORM},
     keys={
         "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-        "num_key_value_heads": "n_head",        "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "layer_norm_eps": "layer_norm_epsilon",
+        "num_key_value_heads": "n_head", "intermediate_size": "n_inner", "max_position_embeddings": "n_positions",
+        "layer_norm_eps": "layer_norm_epsilon",
     },
     defaults={"layer_norm_eps": 1e-5, "ffn_factor": 4, "tie_word_embeddings": True},
     when=UNTIED,

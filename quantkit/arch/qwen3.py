@@ -12,7 +12,7 @@ ARCH = Architecture(
         BLOCK + "self_attn.k_norm.weight": ("head_dim",),
     },
     pairs={**SIZES, **RMS_NORM, **ROPE},
-    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768},
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128},
     when=UNTIED,
     fixed={"hidden_act": ("silu",), "attention_bias": (False,), "use_sliding_window": (False,)},
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from quantkit import arch as architectures
 from quantkit.arch import Architecture
 from quantkit.codecs.gguf_kv import KeyValue, require, shortest
-from quantkit.codecs.gguf_tensors import ROPE_FREQS
+from quantkit.codecs.gguf_tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.values import F32
 
@@ -151,8 +152,8 @@ def extra_tensors(arch: Architecture, config: Mapping[str, Any]) -> dict[str, F3
         return {}
     scale = rope(architectures.standard(arch, config))
     if scale["rope_type"] == "longrope":
-        factors = {"long": scale["long_factor"], "short": scale["short_factor"]}
-        return {f"rope_factors_{name}.weight": np.array(values, np.float32) for name, values in factors.items()}
+        factors = {ROPE_LONG: scale["long_factor"], ROPE_SHORT: scale["short_factor"]}
+        return {name: np.array(values, np.float32) for name, values in factors.items()}
     if scale["rope_type"] != "llama3":
         return {}
     return {ROPE_FREQS: _divisors(scale, architectures.dims(arch, config)["head_dim"])}
@@ -170,8 +171,8 @@ def _divisors(scale: Mapping[str, Any], head_dim: int) -> F32:
     return np.where(wavelength < context / high, np.float32(1.0), found).astype(np.float32)
 
 
-def decode(arch: Architecture, kv: Mapping[str, Any], rope_freqs: F32 | None = None) -> dict[str, Any]:
-    """A config.json that transformers accepts, from a GGUF's pairs and its rope_freqs.weight if it has one.
+def decode(arch: Architecture, kv: Mapping[str, Any], extra: Mapping[str, F32] = MappingProxyType({})) -> dict[str, Any]:
+    """A config.json that transformers accepts, from a GGUF's pairs and its rotary tensors (`extra_tensors`) if it has any.
 
     What only the presence of tensors says (`arch.when`, a tied head) is left to the caller.
     Raises UnsupportedError for a pair that changes the graph and that config.json cannot say, SourceError.
@@ -191,13 +192,18 @@ def decode(arch: Architecture, kv: Mapping[str, Any], rope_freqs: F32 | None = N
     standard["head_dim"] = _head_dim(arch, own, standard)
     rotary = standard.pop("rotary_dim", standard["head_dim"])
     standard.pop("rope_theta", None)
+    attention_factor = standard.pop("rope_attention_factor", None)
     if "rope.freq_base" in arch.pairs:
-        scale = _rope_of(arch.gguf, own, standard, rope_freqs)
+        scale = _rope_of(arch.gguf, own, standard, extra)
+        if scale["rope_type"] == "longrope" and attention_factor:
+            scale["attention_factor"] = attention_factor
         partial = {"partial_rotary_factor": rotary / standard["head_dim"]} if rotary != standard["head_dim"] else {}
         config["rope_parameters"] = scale | partial
         if (local := standard.pop("rope_local_base_freq", None)) is not None:
             kinds = {"full_attention": config["rope_parameters"], "sliding_attention": {"rope_theta": local}}
             config["rope_parameters"] = {kind: {"rope_type": "default", **values} for kind, values in kinds.items()}
+    if "head_dim" not in arch.defaults and standard["head_dim"] == standard["hidden_size"] // standard["num_attention_heads"]:
+        del standard["head_dim"]  # some configurations derive it and take none
     config |= {arch.keys.get(key, key): value for key, value in standard.items() if value is not None}
     for name, key in _TOKEN_IDS.items():
         config[name] = kv.get(f"tokenizer.ggml.{key}")
@@ -225,7 +231,7 @@ def _head_dim(arch: Architecture, own: Mapping[str, Any], standard: Mapping[str,
     return head_dim
 
 
-def _rope_of(name: str, own: Mapping[str, Any], config: Mapping[str, Any], divisors: F32 | None) -> dict[str, Any]:
+def _rope_of(name: str, own: Mapping[str, Any], config: Mapping[str, Any], extra: Mapping[str, F32]) -> dict[str, Any]:
     scale = {"rope_theta": shortest(own.get("rope.freq_base", 10000.0)), "rope_type": "default"}
     kind = own.get("rope.scaling.type", "none")
     if kind != "none":
@@ -236,8 +242,13 @@ def _rope_of(name: str, own: Mapping[str, Any], config: Mapping[str, Any], divis
         for key, (parameter, number) in _SCALING[kind].items():
             if key in own:
                 scale[parameter] = shortest(own[key]) if number == "FLOAT32" else own[key]
-    if divisors is None:
+    if ROPE_LONG in extra and ROPE_SHORT in extra:
+        factors = {"long_factor": extra[ROPE_LONG].tolist(), "short_factor": extra[ROPE_SHORT].tolist()}
+        original = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
+        return {**scale, "rope_type": "longrope", **factors, **original}
+    if ROPE_FREQS not in extra:
         return scale
+    divisors = extra[ROPE_FREQS]
     # GGUF keeps llama3 scaling only as its result: try the parameters in use and take those that give it exactly.
     for context in (8192, 4096, 16384, 32768, 2048, 1024, 512, 65536, 131072):
         guess = dict(zip(_LLAMA3, (shortest(divisors.max()), 1.0, 4.0, context), strict=True))

@@ -20,8 +20,10 @@ from quantkit.values import F32, TensorInfo, Weights
 T = TypeVar("T", bound=np.generic)
 Reorder = Callable[[NDArray[Any]], NDArray[Any]]
 
-# GGUF-only tensor: the divisors of the rotary frequencies (llama3 scaling); codecs/gguf_config.py makes it.
+# GGUF-only tensors, the divisors of the rotary frequencies (llama3 scaling, longrope): codecs/gguf_config.py makes them.
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+EXTRA = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 
 
 @dataclass(frozen=True, slots=True)

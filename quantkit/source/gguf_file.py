@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -38,13 +39,10 @@ def describe(path: Path, uri: str) -> Snapshot:
     name = gguf_kv.require(kv, "general.architecture")
     architecture = arch.find_gguf(name, experts=bool(kv.get(f"{name}.expert_count")))
     spans, infos = _tensors(path, header)
-    freqs = spans.pop(gguf_tensors.ROPE_FREQS, None)
-    infos.pop(gguf_tensors.ROPE_FREQS, None)
-    config = gguf_config.decode(architecture, kv, _whole(freqs))
+    extra = {name: _whole(spans.pop(name)) for name in gguf_tensors.EXTRA if infos.pop(name, None)}
+    config = gguf_config.decode(architecture, kv, extra)
     config["tie_word_embeddings"] = "output.weight" not in infos
-    for template, (key, truth) in architecture.when.items():
-        there = gguf_tensors.gguf_name(architecture, config, template, 0) in infos
-        config[architecture.keys.get(key, key)] = there == truth
+    config |= _what_tensors_say(architecture, config, infos)
     weights = _weights(architecture, config, infos, spans)
     checkpoint.verify(architecture, config, weights.infos)
     return Snapshot(
@@ -118,10 +116,21 @@ def _decoder(kind: Any) -> Callable[[U8], F32]:
     return partial(gguf.quants.dequantize, qtype=kind)
 
 
-def _whole(span: Span | None) -> F32 | None:
+def _what_tensors_say(
+    architecture: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+) -> dict[str, bool]:
+    """Values of config.json that only the presence of a tensor tells; one whose name two templates share tells nothing."""
+    names = {name: gguf_tensors.gguf_name(architecture, config, name, 0) for name in architecture.tensors}
+    alone = {stored for stored, count in Counter(names.values()).items() if count == 1}
+    return {
+        architecture.keys.get(key, key): (names[template] in infos) == truth
+        for template, (key, truth) in architecture.when.items()
+        if names[template] in alone
+    }
+
+
+def _whole(span: Span) -> F32:
     """A small tensor's values, of which config.json needs to know."""
-    if span is None:
-        return None
     files = TensorFiles({"": TensorInfo("", (span.rows,), "F32", span.rows * span.row_bytes)}, {"": span})
     found = files.read("")
     files.close()
