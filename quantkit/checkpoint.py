@@ -35,7 +35,7 @@ def locate(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
     """
     shapes = architectures.expected(arch, config)
     found = {}
-    elsewhere = {old: new for new, old in _moved(arch, config)}
+    elsewhere = {old: new for new, old in moved(arch, config)}
     for name, shape in shapes.items():
         stored = _stored(arch, name, infos)
         if stored is None and name in elsewhere:
@@ -56,7 +56,8 @@ def _stored(arch: Architecture, name: str, infos: Mapping[str, TensorInfo]) -> s
     return next((found for found in (name, bare, arch.prefix + name) if found in infos), None)
 
 
-def _moved(arch: Architecture, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def moved(arch: Architecture, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name in transformers' model, name in the checkpoint) of the tensors that have two."""
     return [
         (new.format(layer), old.format(layer))
         for new, old in arch.moved.items()
@@ -64,17 +65,23 @@ def _moved(arch: Architecture, config: Mapping[str, Any]) -> list[tuple[str, str
     ]
 
 
-def _fused(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    """Stored name of every fused tensor that is there -> the tensors in it, in order."""
+def fused(arch: Architecture, config: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """Name of every tensor that a checkpoint may hold fused -> of every expert the tensors in it, one below the other."""
     found = {}
     for template, parts in arch.fused.items():
         by_part = [architectures.names(arch, config, part) for part in parts]
         for layer in range(architectures.layers(arch, config, template)):
-            if (stored := _stored(arch, template.format(layer), infos)) is not None:
-                found[stored] = [
-                    name for together in zip(*(names[layer] for names in by_part), strict=True) for name in together
-                ]
+            found[template.format(layer)] = list(zip(*(names[layer] for names in by_part), strict=True))
     return found
+
+
+def _fused(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Stored name of every fused tensor that is there -> the tensors in it, in order."""
+    return {
+        stored: [name for parts in matrices for name in parts]
+        for template, matrices in fused(arch, config).items()
+        if (stored := _stored(arch, template, infos)) is not None
+    }
 
 
 def dropped(arch: Architecture, config: Mapping[str, Any], name: str) -> bool:

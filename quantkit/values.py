@@ -65,6 +65,13 @@ class Importance:
         return Importance(self.squares[at], means, self.counts[at : at + 1])
 
 
+def stacked(parts: Sequence[Importance]) -> Importance:
+    """That of a stack of matrices, from each one's."""
+    means = [part.means for part in parts if part.means is not None]
+    whole = np.stack(means) if len(means) == len(parts) else None
+    return Importance(np.stack([part.squares for part in parts]), whole, np.concatenate([part.counts for part in parts]))
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A tensor as a checkpoint declares it. `shape` is the checkpoint's (rows first); `dtype` is its stored type."""

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1] / "quantkit"
 
 LAYERS = [
     {"values", "errors", "plugins", "version", "memory", "progress"},
-    {"kernels", "arch", "checkpoint"},
+    {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "footprint"},
     {"recipe", "recipe_file", "planning", "manifest", "workspace"},

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping
 
 from quantkit import arch, checkpoint, version
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -16,7 +14,7 @@ from quantkit.codecs.gguf_tensors import Placement
 from quantkit.formats.gguf import mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.recipe import GgufTarget
-from quantkit.values import F32, Importance, Row, Snapshot
+from quantkit.values import F32, Importance, Row, Snapshot, stacked
 
 QUANTIZATION_VERSION = 2
 UNKNOWN_DIGEST = "0" * 64  # as long as a digest: the size is exact before the weights have been read
@@ -86,13 +84,8 @@ def importance(snapshot: Snapshot, observed: Mapping[str, Importance]) -> dict[s
         parts = [piece.name for piece in placement.pieces]
         if all(part in observed for part in parts):
             seen = [observed[part] for part in parts]
-            found[name] = seen[0] if len(set(parts)) == 1 else _stacked(seen)
+            found[name] = seen[0] if len(set(parts)) == 1 else stacked(seen)
     return found
-
-
-def _stacked(seen: Sequence[Importance]) -> Importance:
-    means = None if any(one.means is None for one in seen) else np.stack([one.means for one in seen if one.means is not None])
-    return Importance(np.stack([one.squares for one in seen]), means, np.concatenate([one.counts for one in seen]))
 
 
 def _place(name: str) -> tuple[int, int]:
