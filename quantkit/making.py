@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quantkit import workspace
 from quantkit.calibration import corpus, importance
+from quantkit.codecs import imatrix
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
+from quantkit.manifest import FileRecord, ImportanceRecord
 from quantkit.planning import TargetPlan
+from quantkit.recipe import GgufTarget
 from quantkit.source import text
 from quantkit.values import Artefact, Importance, Written
 from quantkit.version import __version__
@@ -64,9 +68,41 @@ def _importance(arrays: Mapping[str, Any]) -> dict[str, Importance]:
     }
 
 
+def importance_of(job: Job, target: GgufTarget, observed: Mapping[str, Importance]) -> dict[str, Importance]:
+    """What weighs a target's errors, under GGUF names: the calibration's, an imatrix file's, or nothing.
+
+    Raises SourceError for a file that is not of this model.
+    """
+    if isinstance(target.imatrix, str):
+        return layout.read_importance(job.snapshot, Path(target.imatrix).expanduser())
+    return layout.importance(job.snapshot, observed) if target.imatrix else {}
+
+
+def write_importance(job: Job, observed: Mapping[str, Importance]) -> ImportanceRecord | None:
+    """The calibration's importance as the file that llama-quantize reads, beside the artefacts."""
+    calibration = job.recipe.calibration
+    if calibration is None or not observed:
+        return None
+    path = job.work / layout.imatrix_file(job.snapshot)
+    found = layout.importance(job.snapshot, observed)
+    with workspace.replacing(path) as temporary:
+        datasets, chunks = [calibration.text.rpartition("/")[2]], calibration.sequences
+        imatrix.write(temporary, found, datasets=datasets, chunks=chunks, chunk_size=calibration.length)
+    experts = np.concatenate([value.counts for value in found.values() if len(value.counts) > 1] or [np.zeros(0, np.int64)])
+    return ImportanceRecord(
+        file=FileRecord(name=path.name, nbytes=path.stat().st_size, sha256=workspace.digest(path)),
+        text=calibration.text,
+        tokens=calibration.sequences * calibration.length,
+        tensors=len(found),
+        experts=len(experts),
+        unseen_experts=int((experts == 0).sum()),
+        fewest_rows=int(experts.min()) if len(experts) else None,
+    )
+
+
 def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
     """The planned file, or the same one of an earlier run."""
-    weighed = layout.importance(job.snapshot, observed) if plan.target.imatrix else {}
+    weighed = importance_of(job, plan.target, observed)
     made_from = workspace.key(
         rows=plan.rows,
         metadata=layout.metadata(plan.target, plan.digest, job.snapshot),

@@ -110,6 +110,18 @@ class FileRecord(_Frozen):
     sha256: str
 
 
+class ImportanceRecord(_Frozen):
+    """What calibration measured, and the imatrix file that holds it; rows are tokens that reached an expert's matrix."""
+
+    file: FileRecord
+    text: str
+    tokens: int
+    tensors: int
+    experts: int  # matrices of experts, in all layers; 0 for a dense model
+    unseen_experts: int
+    fewest_rows: int | None
+
+
 class TargetRecord(_Frozen):
     name: str
     format: str
@@ -150,7 +162,14 @@ class Manifest(_Frozen):
     machine: MachineRecord
     text: dict[str, str]  # name -> sha256 of the evaluation text
     targets: list[TargetRecord]
+    importance: ImportanceRecord | None = None
     published: list[str] = []
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """Every file that was made, documents apart."""
+        own = [self.importance.file] if self.importance else []
+        return [file for target in self.targets for file in target.files] + own
 
     @property
     def verdict(self) -> Verdict:

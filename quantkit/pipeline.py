@@ -58,9 +58,10 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         job = replace(job, snapshot=source.fetch(snapshot, progress))
         with closing(job.snapshot.weights):
             observed = making.observe(job, plan.targets)
+            importance = making.write_importance(job, observed)
             artefacts = [making.make(job, target, observed) for target in plan.targets]
             results = verification.verify_all(job, plan.targets, artefacts, asked)
-        manifest = sealing.seal(job, document, plan, results)
+        manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publish(job, manifest)
     return manifest
@@ -96,7 +97,7 @@ def publish(job: Job, manifest: Manifest) -> Manifest:
     said = manifest.model_copy(update={"published": [target.folder for target in job.recipe.publish]})
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
     try:
-        names = [*(file.name for target in said.targets for file in target.files), *sealing.write(job, said)]
+        names = [*(file.name for file in said.files), *sealing.write(job, said)]
         for target in job.recipe.publish:
             folder.publish({name: job.work / name for name in names}, Path(target.folder), version)
     except BaseException:
@@ -125,11 +126,11 @@ def build_folder(document: Document, options: Options) -> Path:
 
 def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:
     """The targets named by `only`, by name or type; all of them when it is empty. Raises InputError for an unknown name."""
-    unknown = [word for word in only if not any(word in (target.name, target.type) for target in recipe.targets)]
+    unknown = [word for word in only if not any(word in (target.name, target.label) for target in recipe.targets)]
     if unknown:
         known = ", ".join(target.name for target in recipe.targets)
         raise InputError(f"--only {', '.join(unknown)}: the recipe has no such target; it has {known}")
-    return tuple(target for target in recipe.targets if not only or {target.name, target.type} & set(only))
+    return tuple(target for target in recipe.targets if not only or {target.name, target.label} & set(only))
 
 
 def leftovers(work_dir: Path) -> list[tuple[Path, int]]:

@@ -163,9 +163,9 @@ class GgufTarget(_Strict):
     def label(self) -> str:
         """What the file's name says of its type; with rules of its own it is llama.cpp's type with a note."""
         if self.size:
-            return f"auto-{self.size}"
+            return f"AUTO_{self.size // 10**6}MB" if self.size % 10**6 == 0 else f"AUTO_{self.size}B"
         if self.bits_per_weight:
-            return f"auto-{self.bits_per_weight:g}bpw"
+            return f"AUTO_{self.bits_per_weight:g}BPW".replace(".", "_")  # downloaders end a type's name at a dot
         return self.type
 
     @property

@@ -163,7 +163,7 @@ def _recorded(
     return TargetRecord(
         name=plan.name,
         format=plan.target.format,
-        type=plan.target.type,
+        type=plan.target.label,
         files=[FileRecord(name=file.path.name, nbytes=file.nbytes, sha256=file.sha256) for file in artefact.files],
         bits_per_weight=plan.bits_per_weight,
         seconds=artefact.seconds,

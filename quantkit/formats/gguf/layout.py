@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from quantkit import arch, checkpoint, version
-from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
+from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab, imatrix
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.codecs.gguf_tensors import Placement
+from quantkit.errors import SourceError
 from quantkit.formats.gguf import mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.recipe import GgufTarget
@@ -28,7 +30,7 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     architecture = arch.find(snapshot.config)
     checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
     rows = _rows(target, snapshot)
-    name = naming.file_name(model, snapshot.parameters(), target.type)
+    name = naming.file_name(model, snapshot.parameters(), target.label)
     pairs = metadata(target, digest, snapshot) if snapshot.tokenizer else None
     files = splitting.files(name, rows, pairs, architecture.gguf, target.split)
     return TargetPlan(target, digest, files, bits_per_weight(rows))
@@ -47,6 +49,11 @@ def model(snapshot: Snapshot) -> mixture.Model:
     return mixture.Model(architecture.gguf, *counts, experts=config.get("num_experts", 0))
 
 
+def base_type(target: GgufTarget) -> str:
+    """llama.cpp's file type that a target is nearest to; of one with types of its own, a name for what most tensors are."""
+    return "Q4_K_M" if target.type == "auto" else target.type
+
+
 def wish(target: GgufTarget) -> mixture.Wish:
     """What a recipe's target says of types beyond the file type."""
     rules = tuple((rule.match, rule.type) for rule in target.rules)
@@ -57,7 +64,7 @@ def _rows(target: GgufTarget, snapshot: Snapshot) -> tuple[Row, ...]:
     infos, placed, extra = snapshot.weights.infos, placements(snapshot), extra_tensors(snapshot)
     shapes = {name: placement.shape for name, placement in placed.items()}
     shapes |= {name: value.shape for name, value in extra.items()}
-    choices = mixture.choose(target.type, shapes, model(snapshot), imatrix=bool(target.imatrix), wish=wish(target))
+    choices = mixture.choose(base_type(target), shapes, model(snapshot), imatrix=bool(target.imatrix), wish=wish(target))
     rows = []
     for name, shape in sorted(shapes.items(), key=lambda item: _place(item[0])):
         choice, placement = choices[name], placed.get(name)
@@ -88,6 +95,25 @@ def importance(snapshot: Snapshot, observed: Mapping[str, Importance]) -> dict[s
     return found
 
 
+def read_importance(snapshot: Snapshot, path: Path) -> dict[str, Importance]:
+    """The importance of an imatrix file for the tensors of this checkpoint. Raises SourceError, as for one of another model."""
+    given, placed = imatrix.read(path), placements(snapshot)
+    if not given.keys() & placed.keys():
+        raise SourceError(f"{path.name} names no tensor of this model: it has {', '.join(sorted(given)[:3])}")
+    return {
+        name: imatrix.fitted(name, value, len(placed[name].pieces), placed[name].shape[-1])
+        for name, value in given.items()
+        if name in placed
+    }
+
+
+def imatrix_file(snapshot: Snapshot) -> str:
+    """Downloaders take no file with imatrix in its name for a model."""
+    return (
+        f"imatrix-{naming.file_name(naming.model_name(snapshot), snapshot.parameters(), 'F32').removesuffix('-F32.gguf')}.gguf"
+    )
+
+
 def _place(name: str) -> tuple[int, int]:
     """Where a tensor lies in the file: the embedding, block after block, what follows; a mapped file is read in that order."""
     block = mixture.block(name)
@@ -107,6 +133,7 @@ def metadata(target: GgufTarget, digest: str, snapshot: Snapshot) -> list[KeyVal
         raise ValueError("a GGUF's metadata needs the checkpoint's tokenizer")
     return [
         *_general(target, snapshot),
+        *_weighed(target, snapshot),
         *gguf_config.encode(arch.find(snapshot.config), snapshot.config),
         *gguf_vocab.encode(snapshot.tokenizer, snapshot.config, snapshot.generation_config, target.pre),
         KeyValue("quantkit.version", version.__version__, "STRING"),
@@ -133,9 +160,17 @@ def _general(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
         "general.source.repo_url": _repository(snapshot),
     }
     return [KeyValue(key, text, "STRING") for key, text in texts.items() if text] + [
-        KeyValue("general.file_type", mixture.FILE_TYPE[target.type], "UINT32"),
+        KeyValue("general.file_type", mixture.FILE_TYPE[base_type(target)], "UINT32"),
         KeyValue("general.quantization_version", QUANTIZATION_VERSION, "UINT32"),
     ]
+
+
+def _weighed(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
+    """Which importance matrix weighed the errors, as llama-quantize says it."""
+    if not target.imatrix:
+        return []
+    name = imatrix_file(snapshot) if target.calibrated else Path(str(target.imatrix)).name
+    return [KeyValue("quantize.imatrix.file", name, "STRING")]
 
 
 def _repository(snapshot: Snapshot) -> str | None:
