@@ -51,6 +51,12 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     return _importance(dict(np.load(path)))
 
 
+def write(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
+    """The planned files, made now."""
+    weighed = importance_of(job, plan.target, observed)
+    return writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
+
+
 _FIELDS = ("squares", "means", "counts")
 
 
@@ -107,7 +113,7 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Arte
         rows=plan.rows,
         metadata=layout.metadata(plan.target, plan.digest, job.snapshot),
         quantkit=__version__,
-        importance={name: _digest(values) for name, values in weighed.items()},
+        importance=digest_of(weighed),
     )
     kept = [workspace.recall(job.work / file.name, made_from) for file in plan.files]
     if all(kept):
@@ -117,14 +123,16 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Arte
             if record is not None
         )
         return Artefact(plan.name, files, plan.rows, **(kept[0] or {})["facts"])
-    artefact = writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
+    artefact = write(job, plan, observed)
     facts = {"seconds": artefact.seconds, "peak_rss_bytes": artefact.peak_rss_bytes}
     for written in artefact.files:
         workspace.remember(written.path, made_from, sha256=written.sha256, **facts)
     return artefact
 
 
-def _digest(value: Importance) -> str:
-    found = hashlib.sha256(value.squares.tobytes())
-    found.update(b"" if value.means is None else value.means.tobytes())
-    return found.hexdigest()
+def digest_of(found: Mapping[str, Importance]) -> dict[str, str]:
+    """sha256 of every tensor's importance."""
+    return {
+        name: hashlib.sha256(value.squares.tobytes() + (b"" if value.means is None else value.means.tobytes())).hexdigest()
+        for name, value in found.items()
+    }

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit import baseline, estimates, making, planning, sealing, source, verification, workspace
+from quantkit import baseline, estimates, fitting, making, planning, sealing, source, verification, workspace
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
 from quantkit.formats.gguf import layout, naming
 from quantkit.job import Job
@@ -59,8 +59,9 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         with closing(job.snapshot.weights):
             observed = making.observe(job, plan.targets)
             importance = making.write_importance(job, observed)
-            artefacts = [making.make(job, target, observed) for target in plan.targets]
-            results = verification.verify_all(job, plan.targets, artefacts, asked)
+            targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
+            artefacts = [making.make(job, target, observed) for target in targets]
+            results = verification.verify_all(job, targets, artefacts, asked)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publish(job, manifest)

@@ -12,7 +12,7 @@ import psutil
 
 from quantkit.errors import InputError, ResourceError, UnresolvedError
 from quantkit.recipe import GgufTarget
-from quantkit.values import Row
+from quantkit.values import CheckResult, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class TargetPlan:
     digest: str  # of the recipe's values that determine the bytes
     files: tuple[FilePlan, ...]
     bits_per_weight: float  # of the tensors alone
+    choice: CheckResult | None = None  # how the types were chosen, where they were measured for a size
 
     @property
     def name(self) -> str:

@@ -172,6 +172,10 @@ class GgufTarget(_Strict):
     def name(self) -> str:
         return f"gguf-{self.label}" + ("-imatrix" if self.imatrix else "")
 
+    def budget(self, weights: int) -> int | None:
+        """Most bytes that the file of a model of so many weights may have; None where the type decides."""
+        return int(self.bits_per_weight * weights / 8) if self.bits_per_weight else self.size
+
     @property
     def calibrated(self) -> bool:
         """Whether its importance comes from the recipe's calibration."""

@@ -113,7 +113,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
-    scores = _score(job, artefact.path, reference)
+    scores = score(job, artefact.path, reference)
     quick, speed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
     results = (
         sound,
@@ -134,7 +134,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
 
 
-def _score(job: Job, path: Path, reference: Reference) -> Scores:
+def score(job: Job, path: Path, reference: Reference) -> Scores:
     """The artefact in its engine on the evaluation text, against the reference."""
     head = walk.head(job.snapshot.config, job.snapshot.weights, threads=job.threads)
     runner = llama_cpp.open_runner(path, context=CHUNK, threads=job.threads)
@@ -170,7 +170,7 @@ def _recorded(
         peak_rss_bytes=artefact.peak_rss_bytes,
         verdict=_verdict(results),
         tensors=_tensors(artefact.rows, errors),
-        checks=[CheckRecord.model_validate(asdict(result)) for result in results],
+        checks=[CheckRecord.model_validate(asdict(result)) for result in (*results, *([plan.choice] if plan.choice else []))],
         speed=None,
         baseline=None,
         baseline_label=None,

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
 import pytest
 from checkpoints import write_gguf
 
@@ -254,3 +255,45 @@ def test_sequences_longer_than_the_context_are_refused(pico, tmp_path):
     path.write_text(text.format(pico("llama")))
     with pytest.raises(InputError, match="length 4096 exceeds the model's context of 2048"):
         convert(path, work_dir=tmp_path / "a")
+
+
+def test_an_imatrix_lies_beside_and_is_read_again(pico, tmp_path):
+    text = (
+        "source: {}\ntargets: [{{format: gguf, type: Q3_K_M, imatrix: true}}]\nchecks: false\ncalibration: {{tokens: 1024}}\n"
+        "publish: [{{folder: {}}}]\n"
+    )
+    path = tmp_path / "pico.yaml"
+    path.write_text(text.format(pico("mixtral"), tmp_path / "out"))
+    manifest = convert(path, work_dir=tmp_path / "a", threads=1)
+    assert manifest.importance.experts == 3 * 2 * 4
+    assert manifest.importance.file.name in files(tmp_path / "out")
+    kept = tmp_path / "out" / manifest.importance.file.name
+    again = convert(one_target(tmp_path, pico("mixtral"), f"type: Q3_K_M, imatrix: {kept}"), work_dir=tmp_path / "b")
+    pair = tmp_path / "a" / "pico" / manifest.targets[0].file, tmp_path / "b" / "one" / again.targets[0].file
+    one, two = ({t.name: t.data.tobytes() for t in gguf.GGUFReader(file).tensors} for file in pair)
+    same = [name for name in one if one[name] == two[name]]
+    assert len(same) > 0.8 * len(one)  # means that went through float32 sums may round a code otherwise
+
+
+def one_target(folder, source, keys):
+    """A recipe of one target and no checks."""
+    path = folder / "one.yaml"
+    path.write_text(f"source: {source}\ntargets: [{{format: gguf, {keys}}}]\nchecks: false\n")
+    return path
+
+
+def test_types_for_a_size(pico, tmp_path):
+    sizes = {}
+    for budget in (1_000_000, 1_150_000, 1_300_000):
+        recipe = one_target(tmp_path, pico("llama"), f"type: auto, size: {budget}")
+        target = convert(recipe, work_dir=tmp_path / str(budget), threads=1).targets[0]
+        sizes[budget] = target.nbytes
+        assert 0.99 * budget <= target.nbytes <= budget
+        assert [check.check for check in target.checks] == ["allocation"]
+        assert len({tensor.type for tensor in target.tensors}) > 2
+    assert list(sizes.values()) == sorted(sizes.values())
+
+
+def test_a_size_below_every_mixture_is_refused(pico, tmp_path):
+    with pytest.raises(InputError, match=r"100,000 bytes hold no mixture of this model; the smallest, TQ1_0, takes"):
+        convert(one_target(tmp_path, pico("llama"), "type: auto, size: 100kB"), work_dir=tmp_path / "x")

@@ -150,7 +150,7 @@ def read(weights: Weights, placement: Placement, start: int, stop: int) -> F32:
         last = first + rows_of(placement)
         if start < last and stop > first:
             low, high = max(start, first) - first, min(stop, last) - first
-            parts.append(_rows(weights, piece, low, high, width))
+            parts.append(_rows(weights, piece, low, high, width, rows_of(placement) == 1))
         first = last
     found = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return found + np.float32(placement.shift) if placement.shift else found
@@ -161,8 +161,8 @@ def rows_of(placement: Placement) -> int:
     return placement.rows // len(placement.pieces)
 
 
-def _rows(weights: Weights, piece: Piece, low: int, high: int, width: int) -> F32:
-    if high - low == 1 and piece.stop - piece.start == width != 1:  # a vector, one row of a stack
+def _rows(weights: Weights, piece: Piece, low: int, high: int, width: int, vectors: bool) -> F32:
+    if vectors:  # one row of a stack is a whole vector of the checkpoint
         return weights.read(piece.name).reshape(1, width)
     return weights.read(piece.name, piece.start + low, piece.start + high).reshape(high - low, width)
 

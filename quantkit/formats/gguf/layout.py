@@ -12,10 +12,10 @@ from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab, imatrix
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.codecs.gguf_tensors import Placement
-from quantkit.errors import SourceError
-from quantkit.formats.gguf import mixture, naming, splitting
+from quantkit.errors import InputError, SourceError
+from quantkit.formats.gguf import allocation, mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
-from quantkit.recipe import GgufTarget
+from quantkit.recipe import GGUF_TYPES, GgufTarget
 from quantkit.values import F32, Importance, Row, Snapshot, stacked
 
 QUANTIZATION_VERSION = 2
@@ -27,12 +27,70 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
 
     Raises UnsupportedError for an architecture or a tokenizer, SourceError or WeightError for weights that do not fit.
     """
-    architecture = arch.find(snapshot.config)
-    checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
-    rows = _rows(target, snapshot)
+    checkpoint.verify(arch.find(snapshot.config), snapshot.config, snapshot.weights.infos)
+    if target.type == "auto":
+        return largest_stock(target, digest, snapshot, model)
+    return _plan(target, digest, snapshot, model, _choices(target, snapshot, target.type))
+
+
+def largest_stock(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> TargetPlan:
+    """Of llama.cpp's mixtures the largest that fits an auto target's size: the plan until errors are measured, and what the
+    measured choice has to beat. Raises InputError where none fits.
+    """
+    budget = target.budget(snapshot.parameters())
+    kinds = [kind for kind in GGUF_TYPES if kind != "Q2_K_S" or target.imatrix]
+    plans = [_plan(target, digest, snapshot, model, _choices(target, snapshot, kind)) for kind in kinds]
+    sizes = {kind: _nbytes(plan) for kind, plan in zip(kinds, plans, strict=True)}
+    fitting = [plan for plan in plans if budget is not None and _nbytes(plan) <= budget]
+    if not fitting:
+        least = min(sizes, key=sizes.__getitem__)
+        raise InputError(
+            f"{target.name}: {budget:,} bytes hold no mixture of this model; the smallest, {least}, takes {sizes[least]:,}"
+        )
+    return max(fitting, key=_nbytes)
+
+
+def allocated(plan: TargetPlan, snapshot: Snapshot, errors: Mapping[str, Mapping[str, float]], model: str) -> TargetPlan | None:
+    """An auto target's plan with the types that leave the least measured error within its size; None where none does.
+
+    errors: tensor name -> candidate type -> relative error; tensors without an entry keep the planned type.
+    """
+    budget, tied = plan.target.budget(snapshot.parameters()), not any(row.name == "output.weight" for row in plan.rows)
+    fixed = sum(splitting.padded(row.nbytes) for row in plan.rows if row.name not in errors)
+    room = (budget or 0) - (_nbytes(plan) - sum(splitting.padded(row.nbytes) for row in plan.rows)) - fixed
+    candidates = {
+        row.name: [
+            allocation.Candidate(
+                kind, splitting.padded(_tensor_bytes(row.shape, kind)), error * allocation.weight(row.name, tied)
+            )
+            for kind, error in errors[row.name].items()
+        ]
+        for row in plan.rows
+        if row.name in errors
+    }
+    chosen = allocation.allocate(candidates, room)
+    if chosen is None:
+        return None
+    choices = {row.name: mixture.Choice(row.type, row.wanted, row.reason) for row in plan.rows}
+    for name, one in chosen.items():
+        choices[name] = mixture.Choice(one.type, one.type, "least measured error within the size")
+    return _plan(plan.target, plan.digest, snapshot, model, choices)
+
+
+def _nbytes(plan: TargetPlan) -> int:
+    """Of the file, or of its tensors where the metadata is not known yet."""
+    return plan.nbytes or sum(row.nbytes for row in plan.rows)
+
+
+def _tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
+    return math.prod(shape[:-1]) * codecs()[kind].row_bytes(shape[-1])
+
+
+def _plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str, choices: Mapping[str, mixture.Choice]) -> TargetPlan:
+    rows = _rows(snapshot, choices)
     name = naming.file_name(model, snapshot.parameters(), target.label)
     pairs = metadata(target, digest, snapshot) if snapshot.tokenizer else None
-    files = splitting.files(name, rows, pairs, architecture.gguf, target.split)
+    files = splitting.files(name, rows, pairs, arch.find(snapshot.config).gguf, target.split)
     return TargetPlan(target, digest, files, bits_per_weight(rows))
 
 
@@ -60,13 +118,20 @@ def wish(target: GgufTarget) -> mixture.Wish:
     return mixture.Wish(rules, target.output, target.token_embd, target.pure)
 
 
-def _rows(target: GgufTarget, snapshot: Snapshot) -> tuple[Row, ...]:
-    infos, placed, extra = snapshot.weights.infos, placements(snapshot), extra_tensors(snapshot)
-    shapes = {name: placement.shape for name, placement in placed.items()}
-    shapes |= {name: value.shape for name, value in extra.items()}
-    choices = mixture.choose(base_type(target), shapes, model(snapshot), imatrix=bool(target.imatrix), wish=wish(target))
+def _shapes(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
+    shapes = {name: placement.shape for name, placement in placements(snapshot).items()}
+    return shapes | {name: value.shape for name, value in extra_tensors(snapshot).items()}
+
+
+def _choices(target: GgufTarget, snapshot: Snapshot, kind: str) -> dict[str, mixture.Choice]:
+    """The types of llama.cpp's file type `kind` with the recipe's own rules."""
+    return mixture.choose(kind, _shapes(snapshot), model(snapshot), imatrix=bool(target.imatrix), wish=wish(target))
+
+
+def _rows(snapshot: Snapshot, choices: Mapping[str, mixture.Choice]) -> tuple[Row, ...]:
+    infos, placed = snapshot.weights.infos, placements(snapshot)
     rows = []
-    for name, shape in sorted(shapes.items(), key=lambda item: _place(item[0])):
+    for name, shape in sorted(_shapes(snapshot).items(), key=lambda item: _place(item[0])):
         choice, placement = choices[name], placed.get(name)
         rows.append(
             Row(
@@ -77,7 +142,7 @@ def _rows(target: GgufTarget, snapshot: Snapshot) -> tuple[Row, ...]:
                 type=choice.type,
                 wanted=choice.wanted,
                 reason=choice.reason if placement else "computed from config.json's rotary scaling",
-                nbytes=math.prod(shape[:-1]) * codecs()[choice.type].row_bytes(shape[-1]),
+                nbytes=_tensor_bytes(shape, choice.type),
             )
         )
     return tuple(rows)

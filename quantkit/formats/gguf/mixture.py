@@ -101,7 +101,7 @@ def choose(
         if not is_quantised(name, shape):
             chosen[name] = Choice("F32", "F32", "one-dimensional, a norm or a small table: kept in F32")
             continue
-        wanted, reason = _said(name, wish, tied) or (
+        wanted, reason = said(name, wish, tied) or (
             rules.default() if wish.pure or file_type in FLOATS else rules.wanted(name, shape)
         )
         fitting = fit(wanted, shape[-1])
@@ -128,7 +128,7 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
 
 
-def _said(name: str, wish: Wish, tied: bool) -> tuple[str, str] | None:
+def said(name: str, wish: Wish, tied: bool) -> tuple[str, str] | None:
     """What the recipe says of a tensor: of the embedding and the output head first, as llama-quantize has it."""
     if name == "token_embd.weight" and wish.token_embd:
         return wish.token_embd, "token_embd of the recipe"
