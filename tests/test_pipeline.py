@@ -288,7 +288,7 @@ def test_types_for_a_size(pico, tmp_path):
         recipe = one_target(tmp_path, pico("llama"), f"type: auto, size: {budget}")
         target = convert(recipe, work_dir=tmp_path / str(budget), threads=1).targets[0]
         sizes[budget] = target.nbytes
-        assert 0.99 * budget <= target.nbytes <= budget
+        assert 0.98 * budget <= target.nbytes <= budget  # one tensor takes 1 % of so small a file
         assert [check.check for check in target.checks] == ["allocation"]
         assert len({tensor.type for tensor in target.tensors}) > 2
     assert list(sizes.values()) == sorted(sizes.values())
