@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quantkit import baseline, footprint, walk, workspace
 from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
-from quantkit.checks import divergence, integrity, latency, perplexity, scoring
+from quantkit.checks import divergence, integrity, latency, perplexity, scoring, tokenizer
 from quantkit.checks.scoring import Scores
 from quantkit.codecs import gguf_config, gguf_tensors
 from quantkit.engines import llama_cpp
@@ -113,10 +113,14 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
+    words = _tokenize(job, artefact.path)
+    if words.verdict == "fail":  # every text would be another one
+        return _recorded(job, plan, artefact, (sound, words), errors)
     scores = score(job, artefact.path, reference)
     quick, speed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
     results = (
         sound,
+        words,
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
         divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
         quick,
@@ -132,6 +136,13 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
+
+
+def _tokenize(job: Job, path: Path) -> CheckResult:
+    """The file's vocabulary in its engine against the checkpoint's tokenizer."""
+    assert job.snapshot.tokenizer is not None
+    with llama_cpp.vocabulary(path) as found:
+        return tokenizer.check(corpus.tokenize(job.snapshot.tokenizer), found, llama_cpp.name())
 
 
 def score(job: Job, path: Path, reference: Reference) -> Scores:

@@ -42,6 +42,7 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
     Raises SourceError, WeightError, UnsupportedError.
     """
     config = read_json(folder / "config.json")
+    _refuse_adapter(folder)
     if config is None:
         inside = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"; it holds {', '.join(inside)}: name the file itself" if inside else ""
@@ -66,6 +67,18 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
         tokenizer=_tokenizer(folder),
         licence=card.licence(matter, folder),
         reconstructed=isinstance(weights, DeclaredTensors),
+    )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise UnsupportedError for a LoRA adapter without a model of its own: it changes weights that lie elsewhere."""
+    adapter = read_json(folder / "adapter_config.json")
+    if adapter is None or any((folder / name).is_file() for name in (SINGLE, INDEX, *PICKLED)):
+        return
+    base = adapter.get("base_model_name_or_path") or "its base model"
+    raise UnsupportedError(
+        f"{folder.name} is a LoRA adapter: it holds changes to {base}, not a model. Merge it first (peft: "
+        "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(merged)) and give the result"
     )
 
 
