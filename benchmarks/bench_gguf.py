@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llama_cpp as library
 import numpy as np
 from models import open_model
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ from quantkit.recipe import GgufTarget
 from quantkit.source import text as texts
 from quantkit.values import F32, Artefact, Importance, Snapshot
 
+SILENT = library.llama_log_callback(lambda *_: None)  # held: llama.cpp keeps only a pointer
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS = ("smollm2", "smollm2-rot768")
 TYPES = ("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
@@ -90,8 +92,6 @@ def write(snapshot: Snapshot, kind: Any, folder: Path, weighed: Mapping[str, Imp
 
 def quantize(base: Path, out: Path, kind: str, weighed: Mapping[str, Importance]) -> float:
     """llama.cpp's own file; seconds."""
-    import llama_cpp as library
-
     params = library.llama_model_quantize_default_params()
     params.nthread, params.ftype = THREADS, FILE_TYPE[kind]
     held = [(name.encode(), np.ascontiguousarray(values.squares.reshape(-1))) for name, values in weighed.items()]
@@ -101,6 +101,7 @@ def quantize(base: Path, out: Path, kind: str, weighed: Mapping[str, Importance]
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if held:
         params.imatrix = ctypes.cast(entries, ctypes.POINTER(library.llama_model_imatrix_data))
+    library.llama_log_set(SILENT, ctypes.c_void_p(0))
     started = time.perf_counter()
     if library.llama_model_quantize(str(base).encode(), str(out).encode(), ctypes.byref(params)) != 0:
         raise SystemExit(f"llama_model_quantize failed on {kind}")

@@ -67,7 +67,7 @@ def test_a_recipe_becomes_a_published_folder(recipe, tmp_path):
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
     for target in manifest.targets:
-        assert [check.check for check in target.checks] == ["integrity", "perplexity", "divergence", "latency"]
+        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
         assert target.speed.peak_rss_bytes > 0
         assert all(tensor.relative_error is not None for tensor in target.tensors)
         assert [sample.prompt for sample in target.samples] == ["Hello"]
@@ -216,7 +216,7 @@ def test_a_second_run_at_once_says_so(recipe, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, how):
-    command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "Q4_K_M", "--no-checks"]
+    command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "IQ4_NL", "--no-checks"]
     command += ["--threads", "1", "--work-dir", str(tmp_path / "build")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
@@ -229,7 +229,7 @@ def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, h
     assert not list(tmp_path.glob("build/*/*.gguf"))
     left = list(tmp_path.glob("build/*/*.partial"))
     assert left if how == signal.SIGKILL else not left
-    manifest = convert(smollm2, type="Q4_K_M", checks=False, work_dir=tmp_path / "build")
+    manifest = convert(smollm2, type="IQ4_NL", checks=False, work_dir=tmp_path / "build")
     assert not list(tmp_path.glob("build/*/*.partial"))
     assert list((tmp_path / "build").glob(f"*/{manifest.targets[0].file}"))
 

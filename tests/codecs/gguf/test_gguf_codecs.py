@@ -156,7 +156,8 @@ def test_finite_in_finite_out_within_the_range(name, rows, weighted):
     decoded = codec.decode(codec.encode(rows, importance(256) if weighted else None))
     assert np.isfinite(decoded).all()
     reach = abs(rows).max(axis=1, keepdims=True)
-    assert (abs(decoded - rows) <= reach * (1.0 if weighted else 0.6) + 1e-6).all()
+    most = 1.0 if weighted or name.startswith("TQ") else 0.6  # three values are too few for an outlier and the rest
+    assert (abs(decoded - rows) <= reach * most + 1e-6).all()
     if name in REACH and not weighted:  # the squared error is at most that of plain rounding over the row's range
         step = np.maximum(np.ptp(rows, axis=1, keepdims=True), reach) * REACH[name]
         assert ((decoded - rows) ** 2).mean() <= (step**2).mean() + 1e-10

@@ -16,6 +16,7 @@ from quantkit.errors import InputError, ResourceError, WeightError
 from quantkit.formats.gguf import layout, writer
 from quantkit.progress import silent
 from quantkit.recipe import GGUF_TYPES, GgufTarget
+from quantkit.values import Importance
 
 gguf = pytest.importorskip("gguf")
 
@@ -112,7 +113,7 @@ def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
         decoded = codecs()[tensor.tensor_type.name].decode(np.ascontiguousarray(tensor.data))
         return float((weight * np.square(decoded - original)).sum())
 
-    assert error(tmp_path / "a", {stored: weight}) < 0.8 * error(tmp_path / "b", {})
+    assert error(tmp_path / "a", {stored: Importance(weight, None, np.array([1]))}) < 0.8 * error(tmp_path / "b", {})
 
 
 def test_a_nan_is_named_with_its_tensor_and_row_and_nothing_is_left(pico, tmp_path):
