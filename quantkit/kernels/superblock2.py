@@ -191,14 +191,14 @@ def round_lanes(lanes, steps, offsets, quants):
 
 @kernel
 def pack_quants(quants, target):
-    """Codes (256,) as bytes 16 to 79: four to a byte, 32 apart."""
+    """Codes (256,) of two bits as 64 bytes: four to a byte, 32 apart."""
     flat = quants.reshape(8, 32)
     for side in range(2):
         for i in range(32):
             pairs = flat[4 * side, i]
             for part in range(1, 4):
                 pairs |= flat[4 * side + part, i] << (2 * part)
-            target[16 + 32 * side + i] = pairs
+            target[32 * side + i] = pairs
 
 
 @kernel
@@ -206,7 +206,7 @@ def pack(quants, codes, minimum_codes, step_bits, minimum_bits, target):
     """One super-block of 84 bytes: 16 of scale and minimum nibbles, 64 of bit pairs, the halves d and dmin."""
     for j in range(16):
         target[j] = np.uint8(np.int32(codes[j]) | (np.int32(minimum_codes[j]) << 4))
-    pack_quants(quants, target)
+    pack_quants(quants, target[16:80])
     target[80] = step_bits & 255
     target[81] = step_bits >> 8
     target[82] = minimum_bits & 255
@@ -299,4 +299,4 @@ def encode(rows, costs, in_lanes, means, trials, phases, out):
             flat_steps, flat_offsets = steps.reshape(16 * blocks), offsets.reshape(16 * blocks)
             balance(x, flat, flat_steps, flat_offsets, _TOP, flat_costs, flat_means, scratch[0], scratch[1])
             for block in range(blocks):
-                pack_quants(quants[block], out[row, block])
+                pack_quants(quants[block], out[row, block, 16:80])

@@ -6,6 +6,7 @@ from quantkit.kernels.balance import balance
 from quantkit.kernels.codebook import find_peak
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
+from quantkit.kernels.superblock2 import pack_quants
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -70,21 +71,9 @@ def encode(rows, costs, means, out):
             balance(rows[row], quants, steps, offsets, _TWO, costs, means, scratch[0], scratch[1])
         for block in range(rows.shape[1]):
             if out.shape[2] == 66:
-                pack_pairs(quants[block], out[row, block])
+                pack_quants(quants[block], out[row, block])
             else:
                 pack_fifths(quants[block], out[row, block])
-
-
-@kernel
-def pack_pairs(quants, target):
-    """Bytes 0 to 63 of TQ2_0: four codes to a byte, 32 apart."""
-    flat = quants.reshape(8, 32)
-    for side in range(2):
-        for i in range(32):
-            pairs = flat[4 * side, i]
-            for part in range(1, 4):
-                pairs |= flat[4 * side + part, i] << (2 * part)
-            target[32 * side + i] = pairs
 
 
 @kernel
