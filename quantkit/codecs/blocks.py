@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from quantkit.errors import WeightError
+from quantkit.kernels.finite import first_row_reaching
 from quantkit.values import F32, U8
 
+HALF = 65504.0  # the greatest half
 FLOOR = 1e-6  # of the mean importance: a column that calibration never saw keeps its shape
+SPARED = 0.5  # of the squared mean is left out of a column's cost where the codes are balanced; measured, see LOG.md
 
 
 def check_rows(name: str, rows: F32, block: int) -> F32:
@@ -23,30 +27,60 @@ def check_rows(name: str, rows: F32, block: int) -> F32:
     return rows if rows.flags.writeable else rows.copy()  # numba would compile every kernel again for read-only arrays
 
 
-def check_importance(name: str, importance: F32 | None, width: int) -> F32:
-    """Importance (width,) relative to its mean and floored at FLOOR; of size 0 when None or zero throughout.
+def check_importance(name: str, importance: F32 | None, mean: F32 | None, width: int) -> tuple[F32, F32]:
+    """What errors in each column cost, and the columns' means, both (width,) and relative to the mean importance; of size 0
+    where nothing is known (None, or zero throughout).
 
-    ValueError unless (width,), finite and >= 0.
+    With means part of the cost is `kernels.balance`'s to take care of: E[x^2] - SPARED * E[x]^2 is left. Floored at FLOOR.
+    ValueError unless (width,), finite and importance >= 0.
     """
+    nothing = np.empty(0, np.float32)
     if importance is None:
-        return np.empty(0, np.float32)
-    if importance.shape != (width,):
-        raise ValueError(f"{name}: importance must have shape ({width},), one per column, got {importance.shape}")
-    if not np.isfinite(importance).all() or (importance < 0).any():
+        if mean is not None:
+            raise ValueError(f"{name}: a mean without importance; give both")
+        return nothing, nothing
+    for what, values in (("importance", importance), ("mean", mean)):
+        if values is not None and values.shape != (width,):
+            raise ValueError(f"{name}: {what} must have shape ({width},), one per column, got {values.shape}")
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError(f"{name}: {what} must be finite, got {values.min()} to {values.max()}")
+    if (importance < 0).any():
         raise ValueError(f"{name}: importance must be finite and >= 0, got {importance.min()} to {importance.max()}")
-    mean = importance.mean(dtype=np.float64)
-    if mean == 0:
-        return np.empty(0, np.float32)
-    relative: F32 = np.maximum(importance / mean, FLOOR).astype(np.float32)
-    return relative
+    scale = importance.mean(dtype=np.float64)
+    if scale == 0:
+        return nothing, nothing
+    squares = importance / scale
+    means = nothing if mean is None else mean / np.sqrt(scale)
+    spent = 0.0 if mean is None else SPARED * np.square(means)
+    return np.maximum(squares - spent, FLOOR).astype(np.float32), means.astype(np.float32)
 
 
-def cut(name: str, rows: F32, importance: F32 | None, *shape: int) -> tuple[F32, F32]:
-    """Rows as (n, blocks, *shape) and importance as (blocks, *shape), or (0, *shape) without."""
+def check_range(name: str, rows: F32, limit: float) -> None:
+    """WeightError where a weight lies beyond what the type's scales can say."""
+    row = first_row_reaching(rows, np.float32(limit * 1.0001))
+    if row >= 0:
+        worst = float(np.abs(rows[row]).max())
+        raise WeightError(f"row {row} of them holds {worst:g}, {name} ends at {limit:g}: BF16 and F32 hold it")
+
+
+def cut(name: str, rows: F32, importance: F32 | None, mean: F32 | None, *shape: int, steps: float) -> tuple[F32, F32, F32]:
+    """Rows as (n, blocks, *shape), costs and means as (blocks, *shape), or (0, *shape) without.
+
+    steps: the type's greatest weight over its half-precision scale or offset; larger weights are a WeightError.
+    """
     rows = check_rows(name, rows, int(np.prod(shape)))
-    weights = check_importance(name, importance, rows.shape[1])
+    check_range(name, rows, steps * HALF)
     blocks = rows.shape[1] // int(np.prod(shape))
-    return rows.reshape(rows.shape[0], blocks, *shape), weights.reshape(blocks if weights.size else 0, *shape)
+    costs, means = (
+        values.reshape(blocks if values.size else 0, *shape)
+        for values in check_importance(name, importance, mean, rows.shape[1])
+    )
+    return rows.reshape(rows.shape[0], blocks, *shape), costs, means
+
+
+def side_by_side(values: F32) -> F32:
+    """(super-blocks, 256) with the sixteen blocks of 16 of each side by side: element i of block j at 16 * i + j."""
+    return np.ascontiguousarray(values.reshape(-1, 16, 16).transpose(0, 2, 1)).reshape(values.shape)
 
 
 def as_bytes(encoded: np.ndarray[tuple[int, ...], np.dtype[np.uint16]] | U8) -> U8:

@@ -63,7 +63,12 @@ def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) 
     if not state:
         library.llama_model_free(model)
         raise ResourceError(f"llama.cpp makes no context of {context} tokens for {path}: {_reason()}")
-    return _Runner(library, model, state, context, f"llama.cpp (llama-cpp-python {available()})")
+    return _Runner(library, model, state, context, name())
+
+
+def name() -> str:
+    """The engine with its version, as every figure carries it."""
+    return f"llama.cpp (llama-cpp-python {available()})"
 
 
 @dataclass(slots=True)
@@ -145,7 +150,7 @@ def open_vocabulary(path: Path) -> Vocabulary:
     model = library.llama_model_load_from_file(str(path).encode(), settings)
     if not model:
         raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {_reason()}")
-    return Vocabulary(library, model, library.llama_model_get_vocab(model), f"llama.cpp (llama-cpp-python {available()})")
+    return Vocabulary(library, model, library.llama_model_get_vocab(model), name())
 
 
 @dataclass(slots=True)

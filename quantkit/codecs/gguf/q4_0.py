@@ -10,10 +10,10 @@ from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q4_0", rows, importance, 32)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("Q4_0", rows, importance, mean, 32, steps=8)
     out = np.empty((*blocks.shape[:2], 9), np.uint16)
-    symmetric.encode(blocks, weights, np.float32(8), out)
+    symmetric.encode(blocks, costs, means, np.float32(8), out)
     return as_bytes(out)
 
 
