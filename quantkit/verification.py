@@ -15,7 +15,7 @@ from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
 from quantkit.checks import divergence, integrity, latency, perplexity, scoring, tokenizer
 from quantkit.checks.scoring import Scores
-from quantkit.codecs import gguf_config, gguf_tensors
+from quantkit.codecs import gguf_config, gguf_pre, gguf_tensors
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
@@ -113,7 +113,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
-    words = _tokenize(job, artefact.path)
+    words = _tokenize(job, plan, artefact.path)
     if words.verdict == "fail":  # every text would be another one
         return _recorded(job, plan, artefact, (sound, words), errors)
     scores = score(job, artefact.path, reference)
@@ -138,11 +138,12 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
 
 
-def _tokenize(job: Job, path: Path) -> CheckResult:
+def _tokenize(job: Job, plan: TargetPlan, path: Path) -> CheckResult:
     """The file's vocabulary in its engine against the checkpoint's tokenizer."""
     assert job.snapshot.tokenizer is not None
+    known = gguf_pre.known_difference(job.snapshot.tokenizer.definition, plan.target.pre)
     with llama_cpp.vocabulary(path) as found:
-        return tokenizer.check(corpus.tokenize(job.snapshot.tokenizer), found, llama_cpp.name())
+        return tokenizer.check(corpus.tokenize(job.snapshot.tokenizer), found, llama_cpp.name(), known)
 
 
 def score(job: Job, path: Path, reference: Reference) -> Scores:

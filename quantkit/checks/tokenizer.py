@@ -22,10 +22,11 @@ TEXTS = (
 )
 
 
-def check(expected: Tokenize, found: Tokenize, engine: str) -> CheckResult:
+def check(expected: Tokenize, found: Tokenize, engine: str, known: str | None = None) -> CheckResult:
     """Compare ids text by text. expected: by the checkpoint's tokenizer; found: by the engine, from the file.
 
-    Both without the tokens that a text begins or ends with, and with names of special tokens taken for ordinary text.
+    known: why the engine is known to cut some texts otherwise, whatever file it is given: then a difference is reported and
+    fails nothing. Both without the tokens that a text begins or ends with, and with names of special tokens taken for ordinary text.
     """
     different = []
     tokens = 0
@@ -36,10 +37,11 @@ def check(expected: Tokenize, found: Tokenize, engine: str) -> CheckResult:
             at = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b), min(len(wanted), len(got)))
             different.append(f"{text[:24]!r} at token {at}: {wanted[at : at + 3]} by the tokenizer, {got[at : at + 3]} here")
     good = f"{len(TEXTS)} texts, {tokens} tokens, the same ids as the checkpoint's tokenizer gives"
+    bad = f"{len(different)} of {len(TEXTS)} texts are cut otherwise: {''.join(different[:1])}"
     return CheckResult(
         check="tokenizer",
-        verdict="fail" if different else "pass",
-        summary=f"{len(different)} of {len(TEXTS)} texts are cut otherwise: {different[0]}" if different else good,
+        verdict="pass" if not different else "report" if known else "fail",
+        summary=good if not different else f"{bad} ({known})" if known else bad,
         values={"texts": len(TEXTS), "tokens": tokens, "different": len(different)},
         limits={},
         engine=engine,

@@ -54,6 +54,13 @@ def get(name: str) -> Pre:
     raise UnsupportedError(f"tokenizer.ggml.pre {name!r} is not supported; supported: {', '.join(known)}")
 
 
+def known_difference(definition: Mapping[str, Any], name: str | None = None) -> str | None:
+    """Why llama.cpp's tokens may differ from a tokenizer.json's under its rules, or those of `name`; None where they may not."""
+    if name is None and definition["model"].get("byte_fallback"):
+        return None
+    return "; ".join(get(name or find(definition)).differs.values()) or None
+
+
 def encode(name: str) -> dict[str, Any]:
     """The part of a tokenizer.json that spells out a name's rules: normalizer, pre_tokenizer, model.ignore_merges."""
     pre = get(name)

@@ -54,3 +54,9 @@ def test_a_wrong_pre_tokenizer_fails_and_says_where(pico, tmp_path):
     assert result.verdict == "fail"
     assert "texts are cut otherwise" in result.summary
     assert "at token" in result.summary
+
+
+def test_a_known_difference_is_reported_with_its_reason():
+    result = tokenizer.check(lambda text: [len(text)], lambda text: [0], "engine", "it knows no case")
+    assert result.verdict == "report"
+    assert result.summary.endswith("(it knows no case)")
