@@ -26,7 +26,7 @@ def check(expected: Tokenize, found: Tokenize, engine: str, known: str | None = 
     """Compare ids text by text. expected: by the checkpoint's tokenizer; found: by the engine, from the file.
 
     known: why the engine is known to cut some texts otherwise, whatever file it is given: then a difference is reported and
-    fails nothing. Both without the tokens that a text begins or ends with, and with names of special tokens taken for ordinary text.
+    fails nothing. Both without the tokens that a text begins or ends with; names of special tokens are ordinary text.
     """
     different = []
     tokens = 0

@@ -55,7 +55,7 @@ def get(name: str) -> Pre:
 
 
 def known_difference(definition: Mapping[str, Any], name: str | None = None) -> str | None:
-    """Why llama.cpp's tokens may differ from a tokenizer.json's under its rules, or those of `name`; None where they may not."""
+    """Why llama.cpp's tokens may differ from a tokenizer.json's under its rules, or `name`'s; None where they may not."""
     if name is None and definition["model"].get("byte_fallback"):
         return None
     return "; ".join(get(name or find(definition)).differs.values()) or None

@@ -57,6 +57,6 @@ def test_a_wrong_pre_tokenizer_fails_and_says_where(pico, tmp_path):
 
 
 def test_a_known_difference_is_reported_with_its_reason():
-    result = tokenizer.check(lambda text: [len(text)], lambda text: [0], "engine", "it knows no case")
+    result = tokenizer.check(lambda text: [len(text)], lambda _: [0], "engine", "it knows no case")
     assert result.verdict == "report"
     assert result.summary.endswith("(it knows no case)")
