@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from checkpoints import TEXT, byte_level_tokenizer
 
-from quantkit.codecs import gguf_kv, gguf_pre, gguf_vocab
+from quantkit.codecs import gguf_kv, gguf_pre, gguf_tokens, gguf_vocab
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.values import Tokenizer
 
@@ -140,7 +140,7 @@ def test_every_pre_tokenizer_is_recognised_and_does_as_llama_cpp(pre: str, tmp_p
     kv = gguf_kv.values(pairs)
     assert kv["tokenizer.ggml.pre"] == pre
     assert kv["tokenizer.ggml.tokens"][639] == "[PAD639]"
-    assert kv["tokenizer.ggml.token_type"][639] == gguf_vocab.UNUSED
+    assert kv["tokenizer.ggml.token_type"][639] == gguf_tokens.UNUSED
     theirs = llama(written(pairs, tmp_path / "vocab.gguf"))
     texts = lines(600, ["<|begin|>", "<|end|>", "<tool>"])
     if pre in ("tekken", "gpt-4o"):  # llama.cpp's expressions for these know upper and lower case in ASCII alone
