@@ -40,7 +40,7 @@ SAMPLES: Mapping[str, tuple[str, ...]] = {
     "hangul": ("빠른 갈색 여우가 게으른 개를 뛰어넘는다. 한국어와 English를 섞어 쓴다.",),
     "case": ("ПРИвет ёлкаБеС ΑλΦα ÉcOLE garçON", "straßeÉ ÀÉÎõü мОСКВа"),
     "camel": ("camelCase PascalCase HTTPServer iPhone getURLById XMLHttpRequest McDonald",),
-    "digits": ("x1234567y 12345abc v10000000beta 1234px",),
+    "digits": ("x1234567y 12345abc v10000000beta 1234px    12",),
 }
 
 

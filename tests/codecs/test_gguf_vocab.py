@@ -116,6 +116,14 @@ def test_transformers_loads_what_is_decoded(smol: Path) -> None:
     assert shown.endswith("<|im_start|>user\nhi<|im_end|>\n")
 
 
+_HARD = {  # what llama.cpp's expressions are known to take otherwise: gguf_pre_table's `differs`
+    "case": "[À-ÖØ-ÞĀ-ſΑ-ΩЀ-Я]",
+    "marks": "[\u093c-\u094d\u0900-\u0903]",
+    "camel": "[a-z][A-Z]",
+    "digits": r"\d{4,}[^\W\d]|\s\s\d",
+}
+
+
 def _trained(pre: str) -> Tokenizer:
     """A small byte-level BPE with the pre-tokenizer of that name."""
     from tokenizers import Tokenizer as Engine
@@ -142,10 +150,9 @@ def test_every_pre_tokenizer_is_recognised_and_does_as_llama_cpp(pre: str, tmp_p
     assert kv["tokenizer.ggml.tokens"][639] == "[PAD639]"
     assert kv["tokenizer.ggml.token_type"][639] == gguf_tokens.UNUSED
     theirs = llama(written(pairs, tmp_path / "vocab.gguf"))
-    texts = lines(600, ["<|begin|>", "<|end|>", "<tool>"])
-    if pre in ("tekken", "gpt-4o"):  # llama.cpp's expressions for these know upper and lower case in ASCII alone
-        texts = [text for text in texts if not any(letter.isupper() and not letter.isascii() for letter in text)]
-    assert len(texts) > 300
+    hard = "|".join(_HARD[kind] for kind in gguf_pre.get(pre).differs) or "(?!)"
+    texts = [text for text in lines(600, ["<|begin|>", "<|end|>", "<tool>"]) if not re.search(hard, text)]
+    assert len(texts) > 200
     assert differences(plain(tokenizer.definition), theirs, texts) == []
     decoded = gguf_vocab.decode(kv)
     assert differences(plain(decoded.definition), theirs, texts) == []
@@ -243,11 +250,11 @@ def test_an_unknown_pre_tokenizer_names_the_nearest_and_the_remedy() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UnsupportedError, match="WordPiece"):
-        gguf_vocab.encode(Tokenizer({"model": {"type": "WordPiece"}}, {}, None), {"vocab_size": 1}, {})
-    with pytest.raises(SourceError, match=r"'<tool>' the id \d+, but config.json's vocab_size is 300"):
+    with pytest.raises(UnsupportedError, match="WordLevel"):
+        gguf_vocab.encode(Tokenizer({"model": {"type": "WordLevel"}}, {}, None), {"vocab_size": 1}, {})
+    with pytest.raises(SourceError, match=r"the id \d+, but config.json's vocab_size is 300"):
         gguf_vocab.encode(_trained("gpt-2"), {"vocab_size": 300}, {})
     with pytest.raises(UnsupportedError, match=r"tokenizer\.ggml\.pre 'default'"):
         gguf_vocab.decode({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": []})
-    with pytest.raises(UnsupportedError, match=r"'bert'"):
-        gguf_vocab.decode({"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": []})
+    with pytest.raises(UnsupportedError, match=r"'rwkv'"):
+        gguf_vocab.decode({"tokenizer.ggml.model": "rwkv", "tokenizer.ggml.tokens": []})
