@@ -112,6 +112,7 @@ def differs(definition: Mapping[str, Any]) -> dict[str, str]:
         if definition["model"].get("byte_fallback"):
             found["rare"] = "llama.cpp's Unigram has no byte fallback"
         if not any(step["type"] == "WhitespaceSplit" for step in steps):
+            found["crlf"] = "the tokenizers library maps a line end of two characters as one"
             found["edges"] = "llama.cpp treats spaces at the ends of a text as SentencePiece does, this definition does not"
     elif scheme != "never":
         found["edges"] = "llama.cpp puts a space before a text that begins with one as SentencePiece does, Metaspace does not"

@@ -119,7 +119,7 @@ def _sentencepiece(model: sentencepiece.Model, kind: str, config: Mapping[str, A
         table.pairs |= {"add_bos_token": True, "add_eos_token": False}
     elif kind not in ("", "T5Tokenizer"):
         raise UnsupportedError(f"{name}: how a {kind} uses a Unigram model is not known; {_REMEDY}")
-    elif "added_tokens_decoder" not in config:
+    elif kind and "added_tokens_decoder" not in config:
         for number in range(config.get("extra_ids", 100) - 1, -1, -1):
             _place(table, len(table.tokens), f"<extra_id_{number}>", special=True)
     table.pairs |= {
