@@ -100,11 +100,13 @@ def decode(kv: Mapping[str, Any]) -> Tokenizer:
         tokens = gguf_wordpiece.hidden(tokens, kinds)
     vocab = {token: n for n, token in enumerate(tokens) if not (kinds[n] == UNUSED and token.endswith(f"[PAD{n}]"))}
     bos, eos = True, None
-    if kind == "gpt2":
-        model, rules = _byte_level(kv, vocab)
-        bos = gguf_pre.get(kv.get(GGML + "pre", "default")).add_bos
-    elif kind in ("llama", "gemma4"):
+    pre = kv.get(GGML + "pre", "default")
+    if kind in ("llama", "gemma4") or (kind == "gpt2" and pre in gguf_sentencepiece.RAW):
         model, rules = gguf_sentencepiece.decode_bpe(kv, tokens, kinds, vocab)
+        bos = kind == "llama" or pre != "sarvam-moe"  # llama.cpp forces it on for Gemma 4's
+    elif kind == "gpt2":
+        model, rules = _byte_level(kv, vocab)
+        bos = gguf_pre.get(pre).add_bos
     elif kind == "t5":
         model, rules = gguf_sentencepiece.decode_unigram(kv, tokens, kinds)
         bos, eos = False, True
