@@ -128,14 +128,18 @@ def _samples() -> Iterator[tuple[str, str]]:
 
 
 def _added(definition: Mapping[str, Any], size: int) -> Iterator[tuple[str, str]]:
-    """Texts with added tokens inside. Some tokens take the spaces beside them: those stand next to letters, too."""
+    """Texts with added tokens inside. Some tokens are looked for in normalised text, some take the spaces beside them: what
+    they do is of a kind of its own.
+    """
+    changed = definition.get("normalizer") not in (None, {"type": "NFC"})
     fit = [each for each in definition.get("added_tokens", ()) if each["id"] < size and not each.get("single_word")]
     for each in fit[:: max(1, -(-len(fit) // ADDED_TOKENS))]:
         token = each["content"]
+        kind = "normalized" if changed and each.get("normalized") else ""
         strips = each.get("lstrip") or each.get("rstrip")
-        yield "", f"word{token}"
-        yield "added", f"{token}word{token}{token}2"
-        yield "strips" if strips else "added", f"{token} word {token} word"
+        yield kind, f"word{token}"
+        yield kind or "added", f"{token}word{token}{token}2"
+        yield kind or ("strips" if strips else "added"), f"{token} word {token} word"
 
 
 def _split(ours: Sequence[int], theirs: Sequence[int]) -> tuple[list[int], list[int]]:

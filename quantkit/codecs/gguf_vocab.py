@@ -80,13 +80,15 @@ def deviations(tokenizer: Tokenizer, pre: str | None = None) -> dict[str, str]:
     """
     definition = tokenizer.definition
     kind = _kind(definition["model"])
-    strips = {"strips": "llama.cpp knows no lstrip or rstrip of added tokens"}
+    always = {
+        "strips": "llama.cpp knows no lstrip or rstrip of added tokens",
+        "normalized": "llama.cpp looks for added tokens in the text as written, this definition in normalised text",
+    }
     if kind == "gpt2":
-        names = [pre] if pre else gguf_pre.named(definition)
-        return strips | (dict(gguf_pre.get(names[0]).differs) if names else {})
+        return always | gguf_pre.differs(pre or next(iter(gguf_pre.named(definition)), ""))
     if kind == "bert":
-        return strips | gguf_wordpiece.differs(definition)
-    return strips | gguf_sentencepiece.differs(definition)
+        return always | gguf_wordpiece.differs(definition)
+    return always | gguf_sentencepiece.differs(definition)
 
 
 def decode(kv: Mapping[str, Any]) -> Tokenizer:

@@ -118,4 +118,4 @@ def test_steps_that_llama_cpp_lacks_are_refused(change: dict[str, Any], message:
 def test_known_differences_are_said() -> None:
     definition = dict(trained(False, True, False).definition)
     definition["model"] = {**definition["model"], "byte_fallback": True}
-    assert sorted(gguf_vocab.deviations(Tokenizer(definition, {}, None))) == ["crlf", "edges", "rare", "strips"]
+    assert sorted(gguf_vocab.deviations(Tokenizer(definition, {}, None))) == ["crlf", "edges", "normalized", "rare", "strips"]
