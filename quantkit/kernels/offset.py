@@ -3,10 +3,11 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, any_coarse, extremes, search, storable_scale, weight_sums
+from quantkit.kernels.feedback import lean, miss
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
-from quantkit.kernels.symmetric import mean_square, store_scales, weigh
+from quantkit.kernels.symmetric import store_scales
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -61,13 +62,13 @@ def round_codes(x, low, inverse, top, quants):
 
 
 @kernel
-def encode(rows, importance, top, trials, phases, out):
+def encode(rows, importance, means, gains, top, trials, phases, out):
     """Q4_1 (top 15) or Q5_1 (top 31) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 10 or 12).
 
     importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then
-    scale and offset are refitted to these by least squares: the squared error falls. With it, the weights are
-    ggml's, importance * sqrt(mean x^2 of the row + x^2), and `affine.search` takes the place of make_qkx3_quants
-    (MIT), which also confines the offset to <= 0.
+    scale and offset are refitted to these by least squares: the squared error falls. With it, `affine.search`
+    minimises sum of importance * error^2; ggml's make_qkx3_quants (MIT) weighs by importance * sqrt(mean x^2 + x^2)
+    and confines the offset to <= 0. means, gains: (blocks, 32) for `feedback`, or of size 0.
     """
     bits = rows.view(np.int32)
     lows = np.empty(rows.shape[1], np.float32)
@@ -77,7 +78,7 @@ def encode(rows, importance, top, trials, phases, out):
     scale_halves = np.empty(rows.shape[1], np.uint16)
     offset_halves = np.empty(rows.shape[1], np.uint16)
     table = np.empty((4, 64), np.float32)
-    weight = np.empty(BLOCK, np.float32)
+    leaning = np.empty(BLOCK, np.float32)
     ones = np.ones(BLOCK, np.float32)
     quants = np.empty(BLOCK, np.uint8)
     words = quants.view(np.uint64)
@@ -88,12 +89,11 @@ def encode(rows, importance, top, trials, phases, out):
             lows[block] = low
             spreads[block] = high - low
         if importance.size > 0:
-            variance = mean_square(rows[row])
             for block in range(lows.size):
                 x = rows[row, block]
                 low = lows[block]
                 high = low + spreads[block]
-                weigh(x, importance[block], variance, weight)
+                weight = importance[block]
                 weights, values = weight_sums(x, weight, low)
                 scale, offset = search(x, weight, low, high, weights, values, top, high, trials, phases, table)
                 lows[block] = offset
@@ -112,8 +112,15 @@ def encode(rows, importance, top, trials, phases, out):
                     scales[block] = storable_scale(rows[row, block], ones, scales[block], offset, _ZERO, top)
         store_offsets(lows, spreads, scales, offset_halves)
         store_scales(scales, scale_halves)
+        owed = _ZERO
         for block in range(lows.size):
             out[row, block, 0] = scale_halves[block]
             out[row, block, 1] = offset_halves[block]
-            round_codes(rows[row, block], lows[block], scales[block], top, quants)
+            if means.size > 0:
+                scale = from_half(np.int32(scale_halves[block]))
+                lean(rows[row, block], owed, gains[block], scale, leaning)
+                round_codes(leaning, lows[block], scales[block], top, quants)
+                owed += miss(rows[row, block], means[block], scale, lows[block], quants)
+            else:
+                round_codes(rows[row, block], lows[block], scales[block], top, quants)
             store_codes(words, fifths, out[row, block], 2)

@@ -3,31 +3,14 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, any_coarse, storable_scale
+from quantkit.kernels.feedback import lean, miss
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes, store_word
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_TRIALS = 15
 _MARGIN = np.float32(1.000001)  # a gain within rounding is none
-
-
-@kernel
-def mean_square(row):
-    """Mean of x^2 over a row (blocks, 32)."""
-    total = _ZERO
-    for block in range(row.shape[0]):
-        for i in range(row.shape[1]):
-            total += row[block, i] * row[block, i]
-    return total / np.float32(row.size)
-
-
-@kernel
-def weigh(x, importance, variance, weight):
-    """Fill `weight` as ggml does for the simple types: importance * sqrt(mean x^2 of the row + x^2)."""
-    for i in range(x.size):
-        weight[i] = importance[i] * np.sqrt(variance + x[i] * x[i])
 
 
 @kernel
@@ -54,26 +37,32 @@ def weighted_sums(x, weight, inverse, reach):
 
 
 @kernel
-def weighted_scale(x, weight, peak, reach):
-    """The scale of least weighted error among fifteen that put the peak at -(reach + 0.9) to -(reach - 1.9), settled
-    twice.
+def weighted_scale(x, weight, peak, reach, steps, nudges):
+    """The scale of least weighted error among those that put the peak at the codes `steps`, and `nudges` times the best
+    of these; the winner is settled once.
 
-    The plain one comes first and wins ties: on a constant block all fit alike, and its half is the one ggml stores.
+    Where weights differ by orders of magnitude the best scale may cut off a peak that hardly any input meets, and the side
+    of the codes that has one more may serve either sign. On a constant block all scales fit alike: the first wins ties.
     """
-    best = scale = _ZERO
+    best = scale = step = _ZERO
     if abs(peak) < TINY:
         return scale
-    for trial in range(_TRIALS):
-        steps = reach + np.float32(0.9) - np.float32(0.2) * np.float32(trial)
-        products, squares = weighted_sums(x, weight, -steps / peak, reach)
+    for trial in range(steps.size):
+        products, squares = weighted_sums(x, weight, steps[trial] / peak, reach)
         fitted = products / squares if squares > _ZERO else _ZERO
         better = fitted * products > best * _MARGIN
         best = fitted * products if better else best
         scale = fitted if better else scale
-    for _ in range(2):
-        if scale != _ZERO:
-            products, squares = weighted_sums(x, weight, _ONE / scale, reach)
-            scale = products / squares if squares > _ZERO else scale
+        step = steps[trial] if better else step
+    for trial in range(nudges.size):
+        products, squares = weighted_sums(x, weight, step * nudges[trial] / peak, reach)
+        fitted = products / squares if squares > _ZERO else _ZERO
+        better = fitted * products > best * _MARGIN
+        best = fitted * products if better else best
+        scale = fitted if better else scale
+    if scale != _ZERO:
+        products, squares = weighted_sums(x, weight, _ONE / scale, reach)
+        scale = products / squares if squares > _ZERO else scale
     return scale
 
 
@@ -109,31 +98,31 @@ def store_scales(scales, halves):
 
 
 @kernel
-def encode(rows, importance, reach, out):
+def encode(rows, importance, means, gains, reach, steps, nudges, out):
     """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
 
     importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted
-    by least squares to the codes it gives: the squared error falls. With it, the weights are ggml's, importance *
-    sqrt(mean x^2 of the row + x^2), and the search is `weighted_scale` in place of make_qx_quants (MIT), which tries
-    nineteen scales and settles none.
+    by least squares to the codes it gives: the squared error falls. With it, `weighted_scale` minimises sum of importance *
+    error^2, the diagonal's part of the output's error; ggml's make_qx_quants (MIT) weighs by importance * sqrt(mean x^2 +
+    x^2), keeps the peak within 0.9 of -reach and settles nothing. means, gains: (blocks, 32) for `feedback`, or of size 0.
+    steps, nudges: of `weighted_scale`.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
-    weight = np.empty(BLOCK, np.float32)
     ones = np.ones(BLOCK, np.float32)
+    leaning = np.empty(BLOCK, np.float32)
     quants = np.empty(BLOCK, np.uint8)
     words = quants.view(np.uint64)
     fifths = out.shape[2] > 9
     for row in range(rows.shape[0]):
         find_peaks(bits[row], peaks)
         if importance.size > 0:
-            variance = mean_square(rows[row])
             for block in range(peaks.size):
-                weigh(rows[row, block], importance[block], variance, weight)
-                scale = weighted_scale(rows[row, block], weight, peaks[block], reach)
-                scales[block] = storable_scale(rows[row, block], weight, scale, _ZERO, -reach, reach - _ONE)
+                x = rows[row, block]
+                scale = weighted_scale(x, importance[block], peaks[block], reach, steps, nudges)
+                scales[block] = storable_scale(x, importance[block], scale, _ZERO, -reach, reach - _ONE)
         else:
             for block in range(peaks.size):
                 scales[block] = -reach / peaks[block] if abs(peaks[block]) > TINY else _ZERO
@@ -143,24 +132,40 @@ def encode(rows, importance, reach, out):
                 for block in range(peaks.size):
                     scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach - _ONE)
         store_scales(scales, halves)
+        owed = _ZERO
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
-            round_codes(rows[row, block], scales[block], reach, quants)
+            if means.size > 0:
+                scale = from_half(np.int32(halves[block]))
+                lean(rows[row, block], owed, gains[block], scale, leaning)
+                round_codes(leaning, scales[block], reach, quants)
+                owed += miss(rows[row, block], means[block], scale, -reach * scale, quants)
+            else:
+                round_codes(rows[row, block], scales[block], reach, quants)
             store_codes(words, fifths, out[row, block], 1)
 
 
 @kernel
-def encode_bytes(rows, out):
+def round_bytes(x, inverse, codes):
+    """Codes within -127..127 of 32 weights as the bytes of int8s."""
+    reach = np.float32(127)
+    for i in range(BLOCK):
+        codes[i] = np.uint8(np.int32(np.rint(min(max(x[i] * inverse, -reach), reach))) & 255)
+
+
+@kernel
+def encode_bytes(rows, means, gains, out):
     """Q8_0 of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 17): a half, then 32 int8 codes.
 
     The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the
-    unrounded quotient.
+    unrounded quotient, and with `feedback` where means and gains (blocks, 32) are not of size 0.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
     ones = np.ones(BLOCK, np.float32)
+    leaning = np.empty(BLOCK, np.float32)
     codes = np.empty(BLOCK, np.uint8)
     words = codes.view(np.uint64)
     reach = np.float32(127)
@@ -172,10 +177,15 @@ def encode_bytes(rows, out):
             for block in range(peaks.size):
                 scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach)
         store_scales(scales, halves)
+        owed = _ZERO
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
-            inverse = scales[block]
-            for i in range(BLOCK):
-                codes[i] = np.uint8(np.int32(np.rint(min(max(rows[row, block, i] * inverse, -reach), reach))) & 255)
+            if means.size > 0:
+                scale = from_half(np.int32(halves[block]))
+                lean(rows[row, block], owed, gains[block], scale, leaning)
+                round_bytes(leaning, scales[block], codes)
+                owed += miss(rows[row, block], means[block], scale, _ZERO, codes.view(np.int8))
+            else:
+                round_bytes(rows[row, block], scales[block], codes)
             for i in range(4):
                 store_word(words[i], out[row, block], 1 + 4 * i)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves, means
 from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
+STEPS = np.concatenate([[-16], -np.linspace(12, 17, 9), -np.geomspace(18.5, 30, 5), np.geomspace(11, 20, 6)], dtype=np.float32)
+"""Codes at which the search puts a block's peak."""
+
+NUDGES = np.array([0.97, 0.985, 1.015, 1.03], np.float32)
+"""Factors by which the best of these is tried once more."""
+
 
 def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q5_0", rows, importance, 32)
+    blocks, weights = cut("Q5_0", rows, importance, 32, reach=16)
     out = np.empty((*blocks.shape[:2], 11), np.uint16)
-    symmetric.encode(blocks, weights, np.float32(16), out)
+    symmetric.encode(blocks, weights, *means(importance, weights), np.float32(16), STEPS, NUDGES, out)
     return as_bytes(out)
 
 

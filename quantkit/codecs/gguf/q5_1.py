@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves, means
 from quantkit.kernels import decode as kernels
 from quantkit.kernels import offset
 from quantkit.values import F32, U8, Codec
 
 
 def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q5_1", rows, importance, 32)
+    blocks, weights = cut("Q5_1", rows, importance, 32, reach=1)
     out = np.empty((*blocks.shape[:2], 12), np.uint16)
-    offset.encode(blocks, weights, np.float32(31), 7, 4, out)
+    offset.encode(blocks, weights, *means(importance, weights), np.float32(31), 7, 4, out)
     return as_bytes(out)
 
 
