@@ -8,7 +8,7 @@ from quantkit.codecs.gguf import codecs
 from quantkit.errors import WeightError
 
 WIDTH = 512
-FEEDBACK = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+FEEDBACK = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"]
 
 
 def test_importance_is_relative_and_floored():

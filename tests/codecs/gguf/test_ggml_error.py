@@ -33,11 +33,25 @@ def q6_k(x, importance):
     return x * x if importance is None else np.broadcast_to(importance, x.shape)
 
 
+def iq4(x, importance):
+    """x^2 without importance, the importance itself with."""
+    return x * x if importance is None else simple(x, importance)
+
+
 def unweighted(x, _):
     return np.ones_like(x)
 
 
-MEASURES = {"Q4_K": affine_k, "Q5_K": affine_k, "Q6_K": q6_k, "Q8_0": unweighted, "F16": unweighted, "BF16": unweighted}
+MEASURES = {
+    "Q4_K": affine_k,
+    "Q5_K": affine_k,
+    "Q6_K": q6_k,
+    "IQ4_NL": iq4,
+    "IQ4_XS": iq4,
+    "Q8_0": unweighted,
+    "F16": unweighted,
+    "BF16": unweighted,
+}
 
 
 def kinds():

@@ -114,3 +114,65 @@ def test_k_types_store_a_simple_block_exactly():
     row = np.tile(np.float32([0.0, 1.0]), 128)[None]
     for name in ("Q4_K", "Q5_K", "Q6_K"):
         np.testing.assert_allclose(decoded(name, codecs()[name].encode(row, None)), row[0], atol=2e-4)
+
+
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+
+
+def test_iq4_nl():
+    codes = np.r_[np.arange(16), np.arange(16)[::-1]]
+    data = block(half(0.25), [i | (15 - i) << 4 for i in range(16)])
+    values = 0.25 * LEVELS[codes]
+    np.testing.assert_array_equal(decoded("IQ4_NL", data), values)
+    np.testing.assert_array_equal(codecs()["IQ4_NL"].encode(values[None].astype(np.float32), None), data)
+
+
+def test_iq4_xs():
+    scales = np.array([-32, -31, -17, -1, 1, 15, 16, 31])
+    stored = scales + 32  # 0, 1, 15, 31, 33, 47, 48, 63
+    high = sum(int(code >> 4) << 2 * j for j, code in enumerate(stored))
+    assert high == 0b11_11_10_10_01_00_00_00
+    low = bytes([0 | 1 << 4, 15 | 15 << 4, 1 | 15 << 4, 0 | 15 << 4])
+    codes = (np.arange(256) * 7 % 16).reshape(8, 2, 16)
+    nibbles = bytes(codes[j, 0, i] | codes[j, 1, i] << 4 for j in range(8) for i in range(16))
+    data = block(half(0.5), int(high).to_bytes(2, "little"), low, nibbles)
+    expected = 0.5 * scales[:, None] * LEVELS[codes.reshape(8, 32)]
+    np.testing.assert_array_equal(decoded("IQ4_XS", data), expected.reshape(256))
+    again = codecs()["IQ4_XS"].encode(expected.reshape(1, 256).astype(np.float32), None)
+    np.testing.assert_array_equal(decoded("IQ4_XS", again), expected.reshape(256))
+
+
+def test_tq1_0():
+    trits = np.arange(256) % 7 % 3  # 0, 1, 2 stand for -1, 0, 1
+
+    def byte(digits):
+        value = sum(int(trit) * 3**power for trit, power in zip(digits, range(4, -1, -1), strict=False))
+        return -(-value * 256 // 243)  # a fraction of 256, rounded up
+
+    first = [byte(trits[m:160:32]) for m in range(32)]
+    second = [byte(trits[160 + m : 240 : 16]) for m in range(16)]
+    third = [byte(trits[240 + m :: 4]) for m in range(4)]
+    data = block(first, second, third, half(0.75))
+    assert data.shape == (1, 54)
+    values = 0.75 * (trits - 1)
+    np.testing.assert_array_equal(decoded("TQ1_0", data), values)
+    np.testing.assert_array_equal(codecs()["TQ1_0"].encode(values[None].astype(np.float32), None), data)
+
+
+def test_tq2_0():
+    trits = (np.arange(256) % 7 % 3).reshape(2, 4, 32)
+    pairs = bytes(sum(int(trits[k, n, m]) << 2 * n for n in range(4)) for k in range(2) for m in range(32))
+    data = block(pairs, half(0.75))
+    assert data.shape == (1, 66)
+    values = 0.75 * (trits.reshape(256) - 1)
+    np.testing.assert_array_equal(decoded("TQ2_0", data), values)
+    np.testing.assert_array_equal(codecs()["TQ2_0"].encode(values[None].astype(np.float32), None), data)
+
+
+def test_mxfp4():
+    codes = np.r_[np.arange(16), np.arange(16)[::-1]]
+    codes[codes == 8] = 0  # the encoder writes no negative zero
+    values = 0.5 * np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])[codes]
+    data = block([126], [codes[i] | codes[16 + i] << 4 for i in range(16)])  # 2^(126 - 127)
+    np.testing.assert_array_equal(decoded("MXFP4", data), values)
+    np.testing.assert_array_equal(codecs()["MXFP4"].encode(values[None].astype(np.float32), None), data)
