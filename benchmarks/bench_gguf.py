@@ -1,29 +1,37 @@
 """Divergence of our GGUF files from the original, beside llama.cpp's own of the same type, size and source, in one run.
 
-Both start from the same weights: ours from the source, llama.cpp's (`llama_model_quantize`) from our F16 file of it. Both
-are measured in llama.cpp by llama-perplexity's protocol against the original, which is walked in float32. kld_ratio is
-ours / theirs; time_ratio is theirs / ours, and theirs does not count the F16 file that it starts from.
+Both start from the same weights: ours from the source, llama.cpp's (`llama_model_quantize`) from our F16 file of it, with the
+same importance matrix, which our walk over the calibration text measures. Both are measured in llama.cpp by
+llama-perplexity's protocol against the original, which is walked in float32. kld_ratio is ours / theirs, diff_se the standard
+error of the difference (paired by chunk); time_ratio is theirs / ours, and theirs does not count the F16 file that it starts
+from.
 
-    python benchmarks/bench_gguf.py [--quick] [--text FILE] [--models smollm2 smollm2-rot768] [--types Q4_K_M ...]
+    python benchmarks/bench_gguf.py [--quick] [--text FILE] [--calibration FILE] [--models smollm2 smollm2-rot768]
+                                    [--types Q4_K_M ...] [--work FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import hashlib
 import json
 import math
+import pickle
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llama_cpp as library
+import numpy as np
 from models import open_model
+from numpy.typing import NDArray
 
-from quantkit import walk
-from quantkit.calibration import corpus
+from quantkit import walk, workspace
+from quantkit.calibration import corpus, importance
 from quantkit.checks import scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import estimate
@@ -33,91 +41,141 @@ from quantkit.formats.gguf.mixture import FILE_TYPE
 from quantkit.progress import silent
 from quantkit.recipe import GgufTarget
 from quantkit.source import text as texts
-from quantkit.values import Artefact, Snapshot
+from quantkit.values import F32, Artefact, Importance, Snapshot
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "wiki.test.raw"
+SILENT = library.llama_log_callback(lambda *_: None)  # held: llama.cpp keeps only a pointer
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS = ("smollm2", "smollm2-rot768")
-TYPES = ("Q4_K_M", "Q4_0", "Q8_0")
+TYPES = ("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 THREADS = 2
+CHUNKS = 16
+CALIBRATION = 64  # sequences of 512 tokens
 
 
-def write(snapshot: Snapshot, kind: Any, folder: Path) -> Artefact:
-    plan = layout.plan(GgufTarget(format="gguf", type=kind), "0" * 64, snapshot, "bench")
-    return writer.write(plan, snapshot, folder, importance={}, threads=THREADS, progress=silent)
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, what it says of the evaluation text, and the importance of its columns under GGUF names."""
+
+    snapshot: Snapshot
+    tokens: NDArray[np.int32]
+    hidden: F32
+    head: Callable[[F32], F32]
+    importance: Mapping[str, Importance]
 
 
-def quantize(base: Path, out: Path, kind: str) -> float:
+def subject(model: str, text: texts.Text, calibration: texts.Text, work: Path) -> Subject:
+    """The walks are kept in `work`, by what they depend on."""
+    snapshot = open_model(model, work)
+    assert snapshot.tokenizer is not None
+    tokens = corpus.cut(text.path, snapshot.tokenizer, chunks=CHUNKS, length=512)
+    given = corpus.cut(calibration.path, snapshot.tokenizer, chunks=CALIBRATION, length=512)
+
+    def kept(name: str, tokens: NDArray[np.int32], make: Callable[[], Any]) -> Any:
+        made_from = workspace.key(model=model, digests=snapshot.digests, tokens=tokens.tobytes().hex())
+        path = work / f"{model}-{name}-{made_from[:12]}.pickle"
+        if not path.exists():
+            path.write_bytes(pickle.dumps(make()))
+        return pickle.loads(path.read_bytes())
+
+    config, weights = snapshot.config, snapshot.weights
+    hidden = kept("hidden", tokens, lambda: walk.walk(config, weights, tokens, threads=THREADS))
+    squares = kept("importance", given, lambda: importance.measure(config, weights, given, threads=THREADS, progress=silent))
+    head = walk.head(config, weights, threads=THREADS)
+    return Subject(snapshot, tokens, hidden, head, layout.importance(snapshot, squares))
+
+
+def write(snapshot: Snapshot, kind: Any, folder: Path, weighed: Mapping[str, Importance]) -> Artefact:
+    target = GgufTarget(format="gguf", type=kind, imatrix=bool(weighed))
+    plan = layout.plan(target, "0" * 64, snapshot, "bench")
+    return writer.write(plan, snapshot, folder, importance=weighed, threads=THREADS, progress=silent)
+
+
+def quantize(base: Path, out: Path, kind: str, weighed: Mapping[str, Importance]) -> float:
     """llama.cpp's own file; seconds."""
-    import llama_cpp as library
-
     params = library.llama_model_quantize_default_params()
     params.nthread, params.ftype = THREADS, FILE_TYPE[kind]
+    held = [(name.encode(), np.ascontiguousarray(values.squares.reshape(-1))) for name, values in weighed.items()]
+    entries = (library.llama_model_imatrix_data * (len(held) + 1))()
+    for entry, (name, values) in zip(entries, held, strict=False):
+        entry.name, entry.size = name, values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    if held:
+        params.imatrix = ctypes.cast(entries, ctypes.POINTER(library.llama_model_imatrix_data))
+    library.llama_log_set(SILENT, ctypes.c_void_p(0))
     started = time.perf_counter()
     if library.llama_model_quantize(str(base).encode(), str(out).encode(), ctypes.byref(params)) != 0:
         raise SystemExit(f"llama_model_quantize failed on {kind}")
     return time.perf_counter() - started
 
 
-def measure(model: str, kinds: list[str], text: texts.Text, chunks: int, work: Path) -> list[dict[str, Any]]:
-    snapshot = open_model(model, work)
-    assert snapshot.tokenizer is not None
-    tokens = corpus.cut(text.path, snapshot.tokenizer, chunks=chunks, length=512)
-    hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=THREADS)
-    head = walk.head(snapshot.config, snapshot.weights, threads=THREADS)
+def score(path: Path, given: Subject) -> Scores:
+    runner = llama_cpp.open_runner(path, context=512, threads=THREADS)
+    try:
+        return scoring.score(runner, given.tokens, given.hidden, given.head)
+    finally:
+        runner.close()
 
-    def score(path: Path) -> Scores:
-        runner = llama_cpp.open_runner(path, context=512, threads=THREADS)
-        try:
-            return scoring.score(runner, tokens, hidden, head)
-        finally:
-            runner.close()
 
-    base = write(snapshot, "F16", work).path
-    rows = []
-    for kind in kinds:
-        ours, theirs = write(snapshot, kind, work), work / "theirs.gguf"
-        seconds = quantize(base, theirs, kind)
-        one, other = score(ours.path), score(theirs)
-        kld, their_kld = estimate(one.kld), estimate(other.kld)
-        rows.append(
-            {
-                "model": model,
-                "type": kind,
-                "imatrix": False,
-                "codes": "search",
-                "bytes": ours.nbytes,
-                "llamacpp_bytes": theirs.stat().st_size,
-                "kld": round(kld.mean, 5),
-                "kld_se": round(kld.error, 5),
-                "llamacpp_kld": round(their_kld.mean, 5),
-                "llamacpp_kld_se": round(their_kld.error, 5),
-                "kld_ratio": round(kld.mean / their_kld.mean, 3),
-                "ppl_ratio": round(math.exp(estimate(one.nll_artefact - one.nll_reference).mean), 4),
-                "llamacpp_ppl_ratio": round(math.exp(estimate(other.nll_artefact - other.nll_reference).mean), 4),
-                "same_top": round(estimate(one.same_top).mean, 4),
-                "seconds": round(ours.seconds, 2),
-                "llamacpp_seconds": round(seconds, 2),
-                "time_ratio": round(seconds / ours.seconds, 2),
-            }
-        )
-        print(rows[-1], file=sys.stderr)
-    return rows
+def measure(model: str, given: Subject, kind: str, weighed: Mapping[str, Importance], base: Path, work: Path) -> dict[str, Any]:
+    ours, theirs = write(given.snapshot, kind, work, weighed), work / "theirs.gguf"
+    seconds = quantize(base, theirs, kind, weighed)
+    one, other = score(ours.path, given), score(theirs, given)
+    kld, their_kld, difference = estimate(one.kld), estimate(other.kld), estimate(one.kld - other.kld)
+    row = {
+        "model": model,
+        "type": kind,
+        "imatrix": bool(weighed),
+        "codes": "search",
+        "bytes": ours.nbytes,
+        "llamacpp_bytes": theirs.stat().st_size,
+        "kld": round(kld.mean, 5),
+        "kld_se": round(kld.error, 5),
+        "llamacpp_kld": round(their_kld.mean, 5),
+        "llamacpp_kld_se": round(their_kld.error, 5),
+        "kld_ratio": round(kld.mean / their_kld.mean, 3),
+        "diff_se": round(difference.error, 5),
+        "ppl_ratio": round(math.exp(estimate(one.nll_artefact - one.nll_reference).mean), 4),
+        "llamacpp_ppl_ratio": round(math.exp(estimate(other.nll_artefact - other.nll_reference).mean), 4),
+        "same_top": round(estimate(one.same_top).mean, 4),
+        "seconds": round(ours.seconds, 2),
+        "llamacpp_seconds": round(seconds, 2),
+        "time_ratio": round(seconds / ours.seconds, 2),
+        "peak_rss_mb": round(ours.peak_rss_bytes / 1e6, 1),
+    }
+    ours.path.unlink()
+    print(row, file=sys.stderr)
+    return row
+
+
+def default(name: str) -> str:
+    return str(DATA / name) if (DATA / name).exists() else texts.BUILTIN
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="8 chunks of 512 tokens in place of 16")
-    parser.add_argument("--text", default=str(SHARED) if SHARED.exists() else texts.BUILTIN)
+    parser.add_argument("--quick", action="store_true", help="no rows without importance")
+    parser.add_argument("--text", default=default("wiki.test.raw"))
+    parser.add_argument("--calibration", default=default("wikitext2-valid.txt"))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--types", nargs="+", default=list(TYPES))
+    parser.add_argument("--work", type=Path, help="keep the models and the walks here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        text = texts.fetch(given.text, work)
-        print(f"text {text.name}, sha256 {hashlib.sha256(text.path.read_bytes()).hexdigest()}", file=sys.stderr)
-        chunks = 8 if given.quick else 16
-        rows = [row for model in given.models for row in measure(model, given.types, text, chunks, work)]
-    print(json.dumps({"bench": "gguf", "text": text.name, "text_sha256": text.sha256, "rows": rows}))
+        work = given.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        text, calibration = texts.fetch(given.text, work), texts.fetch(given.calibration, work)
+        for name, found in (("text", text), ("calibration", calibration)):
+            print(f"{name} {found.name}, sha256 {found.sha256}", file=sys.stderr)
+        rows = []
+        for model in given.models:
+            of = subject(model, text, calibration, work)
+            base = write(of.snapshot, "F16", work, {}).path
+            for kind in given.types:
+                for weighed in (of.importance,) if given.quick else (of.importance, {}):
+                    rows.append(measure(model, of, kind, weighed, base, work))
+            base.unlink()
+    named = {"text": text.name, "text_sha256": text.sha256, "calibration": calibration.name}
+    print(json.dumps({"bench": "gguf", **named, "calibration_sha256": calibration.sha256, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -42,13 +42,15 @@ def main() -> None:
     options = parser.parse_args()
     quantize = ggml_quantizer()
     rows = weights((1 << 22) // WIDTH)
-    importance = np.random.default_rng(1).chisquare(1, WIDTH).astype(np.float32) + np.float32(0.01)
+    dice = np.random.default_rng(1)
+    importance = dice.chisquare(1, WIDTH).astype(np.float32) + np.float32(0.01)
+    mean = (np.sqrt(importance) * dice.uniform(-0.9, 0.9, WIDTH)).astype(np.float32)
     names = options.types or [name for name in codecs() if name != "F32"]  # F32 is a copy
     results = [
-        measure(codecs()[name], rows, given, threads, quantize, 3 if options.quick else 15)
+        measure(codecs()[name], rows, squares, means, threads, quantize, 3 if options.quick else 15)
         for name in names
         for threads in (1, 2)
-        for given in (None, importance)
+        for squares, means in ((None, None), (importance, None), (importance, mean))
     ]
     Console(stderr=True).print(drawn(results))
     print(json.dumps({"bench": "kernels", "rows": results}))
@@ -77,13 +79,16 @@ def ggml_quantizer() -> Quantize:
     return quantize
 
 
-def encode(codec: Codec, rows: F32, importance: F32 | None, out: U8) -> None:
-    """Ours; the codec allocates what it returns, so `out` stays as it is."""
-    assert codec.encode(rows, importance).shape == out.shape
+def measure(
+    codec: Codec, rows: F32, importance: F32 | None, mean: F32 | None, threads: int, quantize: Quantize, repeats: int
+) -> dict[str, Any]:
+    """One row of the report: medians of `repeats` alternating runs over 1 to 4 million weights, compiled before. ggml's knows
+    no means."""
 
+    def encode(codec: Codec, rows: F32, importance: F32 | None, out: U8) -> None:
+        """Ours; the codec allocates what it returns, so `out` stays as it is."""
+        assert codec.encode(rows, importance, mean).shape == out.shape
 
-def measure(codec: Codec, rows: F32, importance: F32 | None, threads: int, quantize: Quantize, repeats: int) -> dict[str, Any]:
-    """One row of the report: medians of `repeats` alternating runs over 1 to 4 million weights, compiled before."""
     out = np.empty((len(rows), codec.row_bytes(WIDTH)), np.uint8)
     encode(codec, rows[:2], importance, out[:2])
     with ThreadPoolExecutor(threads) as pool:
@@ -103,6 +108,7 @@ def measure(codec: Codec, rows: F32, importance: F32 | None, threads: int, quant
         "type": codec.name,
         "threads": threads,
         "importance": importance is not None,
+        "means": mean is not None,
         "mweights_per_s": round(count * WIDTH / statistics.median(ours) / 1e6, 1),
         "ggml_mweights_per_s": round(count * WIDTH / statistics.median(theirs) / 1e6, 1),
         "ratio": round(statistics.median(theirs_s / ours_s for theirs_s, ours_s in zip(theirs, ours, strict=True)), 2),
@@ -112,7 +118,7 @@ def measure(codec: Codec, rows: F32, importance: F32 | None, threads: int, quant
 def drawn(results: list[dict[str, Any]]) -> Table:
     table = Table("type", "threads", "importance", "Mw/s", "ggml Mw/s", "ratio", title="GGUF encoders against ggml")
     for row in results:
-        importance = "yes" if row["importance"] else "no"
+        importance = "and means" if row["means"] else "yes" if row["importance"] else "no"
         rates = f"{row['mweights_per_s']:.0f}", f"{row['ggml_mweights_per_s']:.0f}"
         table.add_row(row["type"], str(row["threads"]), importance, *rates, f"{row['ratio']:.2f}")
     return table

@@ -8,9 +8,15 @@ are the same to 1e-2, its weights lie on no grid. Only o_proj keeps 576 inputs. 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
-from quantkit import source
+import numpy as np
+from scipy.special import ndtri
+
+from quantkit import arch, source
+from quantkit.codecs.gguf import codecs
 from quantkit.progress import silent
 from quantkit.values import Snapshot
 
@@ -77,3 +83,50 @@ def rotate(original: Snapshot, place: Path) -> None:
     (place / "tokenizer.json").write_text(json.dumps(original.tokenizer.definition), encoding="utf-8")
     (place / "tokenizer_config.json").write_text(json.dumps(original.tokenizer.config), encoding="utf-8")
     (place / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+MISTRAL7B: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32768,
+    "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None,
+    "tie_word_embeddings": False, "hidden_act": "silu",
+}  # fmt: skip
+SHARDS = 3
+
+
+def write_mistral7b(place: Path) -> None:
+    """A checkpoint of Mistral 7B's shape in `place`, once: three shards of Gaussian bfloat16, 14.5 GB, no better than noise.
+
+    Written tensor by tensor as the safetensors format has it, in the memory of one. The tokenizer is SmolLM2's, cut to fit.
+    """
+    if (place / "config.json").exists():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    dice = np.random.default_rng(0)
+    quantiles = (0.02 * ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))).astype(np.float32)
+    bits = codecs()["BF16"].encode(quantiles.reshape(1, -1), None).view(np.uint16)[0]
+    shapes = arch.expected(arch.find(MISTRAL7B), MISTRAL7B)
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    placed = {name: int((end - 1) * SHARDS // ends[-1]) for name, end in zip(shapes, ends, strict=True)}
+    files = [f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors" for shard in range(SHARDS)]
+    for shard, file in enumerate(files):
+        header, end = {}, 0
+        for name in (name for name in shapes if placed[name] == shard):
+            begin, end = end, end + 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        with open(place / file, "wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in header:
+                out.write(bits[dice.integers(0, 1 << 16, math.prod(shapes[name]), dtype=np.uint16)].tobytes())
+    index = {"metadata": {}, "weight_map": {name: files[shard] for name, shard in placed.items()}}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    tokenizer = source.describe(SMOLLM2).tokenizer
+    assert tokenizer is not None
+    definition = json.loads(json.dumps(tokenizer.definition))
+    vocabulary = {token: number for token, number in definition["model"]["vocab"].items() if number < MISTRAL7B["vocab_size"]}
+    merges = [pair for pair in definition["model"]["merges"] if "".join(pair) in vocabulary]
+    definition["model"] |= {"vocab": vocabulary, "merges": merges}
+    (place / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    (place / "tokenizer_config.json").write_text(json.dumps(tokenizer.config), encoding="utf-8")
+    (place / "config.json").write_text(json.dumps(MISTRAL7B), encoding="utf-8")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit import arch, footprint, planning, workspace
+from quantkit import arch, checkpoint, footprint, planning, workspace
 from quantkit.checks import samples
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
@@ -68,8 +68,10 @@ def fits(whole: TargetPlan, snapshot: Snapshot, folder: Path) -> bool:
 
 def first_layers(snapshot: Snapshot) -> Snapshot:
     """The same checkpoint with its first CUT_LAYERS layers alone."""
-    config = {**snapshot.config, "num_hidden_layers": min(CUT_LAYERS, snapshot.config["num_hidden_layers"])}
-    held = arch.expected(arch.find(config), config)
+    architecture = arch.find(snapshot.config)
+    counts = {architecture.keys.get(key, key) for key in ("num_hidden_layers", "num_decoder_layers")} & snapshot.config.keys()
+    config = {**snapshot.config, **{key: min(CUT_LAYERS, snapshot.config[key]) for key in counts}}
+    held = {piece.name for piece in checkpoint.locate(architecture, config, snapshot.weights.infos).values()}
     infos = {name: info for name, info in snapshot.weights.infos.items() if name in held}
     return replace(snapshot, config=config, weights=FirstLayers(snapshot.weights, infos))
 
@@ -119,7 +121,8 @@ def answers(job: Job, path: Path) -> tuple[str, ...]:
 
 
 def _plan(snapshot: Snapshot, target: GgufTarget) -> TargetPlan:
-    return replace(layout.plan(target, "", snapshot, "baseline"), file=f"baseline-{target.type}.gguf{workspace.PARTIAL}")
+    plan = layout.plan(target.model_copy(update={"split": None}), "", snapshot, "baseline")
+    return replace(plan, files=(replace(plan.files[0], name=f"baseline-{target.type}.gguf{workspace.PARTIAL}"),))
 
 
 def _write(job: Job, target: GgufTarget, cut: bool) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quantkit import footprint, planning
+from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import writer
 from quantkit.planning import Missing, Needs, TargetPlan
@@ -50,7 +51,7 @@ def _file_bytes(target: TargetPlan) -> int:
 
 
 def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
-    return 4 * checks.perplexity.chunks * CHUNK * int(snapshot.config["hidden_size"])
+    return 4 * checks.perplexity.chunks * CHUNK * footprint.dimensions(snapshot.config).hidden
 
 
 def _check_memory(
@@ -85,6 +86,13 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
             "tokenizer",
             f"{snapshot.uri} has no tokenizer.json: load its tokenizer with transformers and save it beside the weights",
         )
+    context = gguf_config.context_length(snapshot.config)
+    if recipe.calibration is not None and recipe.calibration.length > context:
+        yield Missing(
+            "context", f"calibration: length {recipe.calibration.length} exceeds the model's context of {context} tokens"
+        )
+    if recipe.checks is not None and context < CHUNK:
+        yield Missing("context", f"the checks score chunks of {CHUNK} tokens, the model's context is {context}: checks: false")
     for target_folder in recipe.publish:
         if (obstacle := folders.obstacle(Path(target_folder.folder))) is not None:
             yield Missing("publish", obstacle)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from quantkit import arch
 from quantkit.errors import UnsupportedError
 from quantkit.values import Row
 
@@ -76,6 +77,8 @@ class Memory:
 def dimensions(config: Mapping[str, Any]) -> Dimensions:
     """Read a Hugging Face config (its `text_config` where it has one). UnsupportedError names the keys it lacks."""
     config = config.get("text_config") or config
+    known = arch.known().get(str(config.get("model_type")))
+    config = arch.standard(known, config) if known else config
     required = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
     missing = [key for key in required if not isinstance(config.get(key), int)]
     if missing:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from quantkit import workspace
 from quantkit.calibration import corpus, importance
+from quantkit.codecs import imatrix
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
+from quantkit.manifest import FileRecord, ImportanceRecord
 from quantkit.planning import TargetPlan
+from quantkit.recipe import GgufTarget
 from quantkit.source import text
-from quantkit.values import F32, Artefact
+from quantkit.values import Artefact, Importance, Written
 from quantkit.version import __version__
 
 
-def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
-    """HF tensor name -> importance of its columns, float32 (width,); empty when no planned target wants it."""
+def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
+    """HF tensor name -> what calibration saw of its input; empty when no planned target wants it."""
     calibration = job.recipe.calibration
-    if calibration is None or not any(plan.target.imatrix for plan in plans):
+    if calibration is None or not any(plan.target.calibrated for plan in plans):
         return {}
     assert job.snapshot.tokenizer is not None
     given = text.fetch(calibration.text, job.work)
@@ -41,25 +46,93 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, F32]:
             job.snapshot.config, job.snapshot.weights, tokens, threads=job.threads, progress=job.progress
         )
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **found)
+            np.savez(file, allow_pickle=False, **_arrays(found))
         workspace.remember(path, made_from)
-    return dict(np.load(path))
+    return _importance(dict(np.load(path)))
 
 
-def make(job: Job, plan: TargetPlan, observed: Mapping[str, F32]) -> Artefact:
+def write(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
+    """The planned files, made now."""
+    weighed = importance_of(job, plan.target, observed)
+    return writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
+
+
+_FIELDS = ("squares", "means", "counts")
+
+
+def _arrays(found: Mapping[str, Importance]) -> dict[str, Any]:
+    """For np.savez: "name:field" -> array."""
+    fields = ((name, field, getattr(value, field)) for name, value in found.items() for field in _FIELDS)
+    return {f"{name}:{field}": array for name, field, array in fields if array is not None}
+
+
+def _importance(arrays: Mapping[str, Any]) -> dict[str, Importance]:
+    """The inverse of `_arrays`."""
+    names = dict.fromkeys(key.rpartition(":")[0] for key in arrays)
+    return {
+        name: Importance(arrays[f"{name}:squares"], arrays.get(f"{name}:means"), arrays[f"{name}:counts"]) for name in names
+    }
+
+
+def importance_of(job: Job, target: GgufTarget, observed: Mapping[str, Importance]) -> dict[str, Importance]:
+    """What weighs a target's errors, under GGUF names: the calibration's, an imatrix file's, or nothing.
+
+    Raises SourceError for a file that is not of this model.
+    """
+    if isinstance(target.imatrix, str):
+        return layout.read_importance(job.snapshot, Path(target.imatrix).expanduser())
+    return layout.importance(job.snapshot, observed) if target.imatrix else {}
+
+
+def write_importance(job: Job, observed: Mapping[str, Importance]) -> ImportanceRecord | None:
+    """The calibration's importance as the file that llama-quantize reads, beside the artefacts."""
+    calibration = job.recipe.calibration
+    if calibration is None or not observed:
+        return None
+    path = job.work / layout.imatrix_file(job.snapshot)
+    found = layout.importance(job.snapshot, observed)
+    with workspace.replacing(path) as temporary:
+        datasets, chunks = [calibration.text.rpartition("/")[2]], calibration.sequences
+        imatrix.write(temporary, found, datasets=datasets, chunks=chunks, chunk_size=calibration.length)
+    experts = np.concatenate([value.counts for value in found.values() if len(value.counts) > 1] or [np.zeros(0, np.int64)])
+    return ImportanceRecord(
+        file=FileRecord(name=path.name, nbytes=path.stat().st_size, sha256=workspace.digest(path)),
+        text=calibration.text,
+        tokens=calibration.sequences * calibration.length,
+        tensors=len(found),
+        experts=len(experts),
+        unseen_experts=int((experts == 0).sum()),
+        fewest_rows=int(experts.min()) if len(experts) else None,
+    )
+
+
+def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
     """The planned file, or the same one of an earlier run."""
-    weighed = observed if plan.target.imatrix else {}
+    weighed = importance_of(job, plan.target, observed)
     made_from = workspace.key(
         rows=plan.rows,
         metadata=layout.metadata(plan.target, plan.digest, job.snapshot),
         quantkit=__version__,
-        importance={name: hashlib.sha256(values.tobytes()).hexdigest() for name, values in weighed.items()},
+        importance=digest_of(weighed),
     )
-    path = job.work / plan.file
-    kept = workspace.recall(path, made_from)
-    if kept is not None:
-        return Artefact(plan.name, path, kept["nbytes"], kept["sha256"], plan.rows, **kept["facts"])
-    artefact = writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
+    kept = [workspace.recall(job.work / file.name, made_from) for file in plan.files]
+    if all(kept):
+        files = tuple(
+            Written(job.work / file.name, record["nbytes"], record["sha256"])
+            for file, record in zip(plan.files, kept, strict=True)
+            if record is not None
+        )
+        return Artefact(plan.name, files, plan.rows, **(kept[0] or {})["facts"])
+    artefact = write(job, plan, observed)
     facts = {"seconds": artefact.seconds, "peak_rss_bytes": artefact.peak_rss_bytes}
-    workspace.remember(path, made_from, sha256=artefact.sha256, **facts)
+    for written in artefact.files:
+        workspace.remember(written.path, made_from, sha256=written.sha256, **facts)
     return artefact
+
+
+def digest_of(found: Mapping[str, Importance]) -> dict[str, str]:
+    """sha256 of every tensor's importance."""
+    return {
+        name: hashlib.sha256(value.squares.tobytes() + (b"" if value.means is None else value.means.tobytes())).hexdigest()
+        for name, value in found.items()
+    }

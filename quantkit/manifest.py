@@ -104,13 +104,29 @@ class SampleRecord(_Frozen):
     artefact: str
 
 
+class FileRecord(_Frozen):
+    name: str
+    nbytes: int
+    sha256: str
+
+
+class ImportanceRecord(_Frozen):
+    """What calibration measured, and the imatrix file that holds it; rows are tokens that reached an expert's matrix."""
+
+    file: FileRecord
+    text: str
+    tokens: int
+    tensors: int
+    experts: int  # matrices of experts, in all layers; 0 for a dense model
+    unseen_experts: int
+    fewest_rows: int | None
+
+
 class TargetRecord(_Frozen):
     name: str
     format: str
     type: str
-    file: str
-    nbytes: int
-    sha256: str
+    files: list[FileRecord]  # several where it is split; the first is the one to open
     bits_per_weight: float
     seconds: float
     peak_rss_bytes: int
@@ -123,6 +139,19 @@ class TargetRecord(_Frozen):
     memory: list[MemoryRecord]
     samples: list[SampleRecord]
 
+    @property
+    def file(self) -> str:
+        return self.files[0].name
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file to open."""
+        return self.files[0].sha256
+
 
 class Manifest(_Frozen):
     schema_version: int = SCHEMA_VERSION
@@ -133,7 +162,14 @@ class Manifest(_Frozen):
     machine: MachineRecord
     text: dict[str, str]  # name -> sha256 of the evaluation text
     targets: list[TargetRecord]
+    importance: ImportanceRecord | None = None
     published: list[str] = []
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """Every file that was made, documents apart."""
+        own = [self.importance.file] if self.importance else []
+        return [file for target in self.targets for file in target.files] + own
 
     @property
     def verdict(self) -> Verdict:

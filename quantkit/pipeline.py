@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit import baseline, estimates, making, planning, sealing, source, verification, workspace
+from quantkit import baseline, estimates, fitting, making, planning, sealing, source, verification, workspace
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
 from quantkit.formats.gguf import layout, naming
 from quantkit.job import Job
@@ -58,9 +58,11 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         job = replace(job, snapshot=source.fetch(snapshot, progress))
         with closing(job.snapshot.weights):
             observed = making.observe(job, plan.targets)
-            artefacts = [making.make(job, target, observed) for target in plan.targets]
-            results = verification.verify_all(job, plan.targets, artefacts, asked)
-        manifest = sealing.seal(job, document, plan, results)
+            importance = making.write_importance(job, observed)
+            targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
+            artefacts = [making.make(job, target, observed) for target in targets]
+            results = verification.verify_all(job, targets, artefacts, asked)
+        manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publish(job, manifest)
     return manifest
@@ -96,7 +98,7 @@ def publish(job: Job, manifest: Manifest) -> Manifest:
     said = manifest.model_copy(update={"published": [target.folder for target in job.recipe.publish]})
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
     try:
-        names = [*(target.file for target in said.targets), *sealing.write(job, said)]
+        names = [*(file.name for file in said.files), *sealing.write(job, said)]
         for target in job.recipe.publish:
             folder.publish({name: job.work / name for name in names}, Path(target.folder), version)
     except BaseException:
@@ -125,11 +127,11 @@ def build_folder(document: Document, options: Options) -> Path:
 
 def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:
     """The targets named by `only`, by name or type; all of them when it is empty. Raises InputError for an unknown name."""
-    unknown = [word for word in only if not any(word in (target.name, target.type) for target in recipe.targets)]
+    unknown = [word for word in only if not any(word in (target.name, target.label) for target in recipe.targets)]
     if unknown:
         known = ", ".join(target.name for target in recipe.targets)
         raise InputError(f"--only {', '.join(unknown)}: the recipe has no such target; it has {known}")
-    return tuple(target for target in recipe.targets if not only or {target.name, target.type} & set(only))
+    return tuple(target for target in recipe.targets if not only or {target.name, target.label} & set(only))
 
 
 def leftovers(work_dir: Path) -> list[tuple[Path, int]]:

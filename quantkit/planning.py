@@ -12,23 +12,45 @@ import psutil
 
 from quantkit.errors import InputError, ResourceError, UnresolvedError
 from quantkit.recipe import GgufTarget
-from quantkit.values import Row
+from quantkit.values import CheckResult, Row
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """A file to be and the tensors in it. `nbytes` is its size to the byte, or None when its metadata is not known yet."""
+
+    name: str
+    rows: tuple[Row, ...]
+    nbytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class TargetPlan:
-    """One artefact to be. `nbytes` is the size of the file to the byte, or None when its metadata is not known yet."""
+    """One artefact to be: a file, or several where it is split."""
 
     target: GgufTarget
-    file: str
     digest: str  # of the recipe's values that determine the bytes
-    rows: tuple[Row, ...]
-    nbytes: int | None
+    files: tuple[FilePlan, ...]
     bits_per_weight: float  # of the tensors alone
+    choice: CheckResult | None = None  # how the types were chosen, where they were measured for a size
 
     @property
     def name(self) -> str:
         return self.target.name
+
+    @property
+    def file(self) -> str:
+        """The one to open."""
+        return self.files[0].name
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for file in self.files for row in file.rows)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Of all files."""
+        return sum(file.nbytes or 0 for file in self.files) if all(file.nbytes for file in self.files) else None
 
     @property
     def fallbacks(self) -> tuple[Row, ...]:
@@ -49,7 +71,7 @@ class Needs:
 class Missing:
     """Something that stops the run, and the remedy."""
 
-    kind: str  # engine, memory, disk, weights, tokenizer, publish, strict
+    kind: str  # engine, memory, disk, weights, tokenizer, publish, strict, context
     message: str
 
 
@@ -73,7 +95,8 @@ class Plan:
 
 def _as_json(plan: TargetPlan) -> dict[str, Any]:
     rows = [asdict(row) | {"fallback": row.fallback} for row in plan.rows]
-    sizes = {"file": plan.file, "nbytes": plan.nbytes, "bits_per_weight": plan.bits_per_weight}
+    files = [{"name": file.name, "nbytes": file.nbytes, "tensors": len(file.rows)} for file in plan.files]
+    sizes = {"file": plan.file, "files": files, "nbytes": plan.nbytes, "bits_per_weight": plan.bits_per_weight}
     return {"name": plan.name, **plan.target.model_dump(), **sizes, "digest": plan.digest, "rows": rows}
 
 
@@ -117,7 +140,7 @@ def refuse(plan: Plan) -> None:
         return
     message = "\n".join(missing.message for missing in plan.missing)
     kinds = {missing.kind for missing in plan.missing}
-    if kinds & {"strict", "weights", "tokenizer", "publish"}:
+    if kinds & {"strict", "weights", "tokenizer", "publish", "context"}:
         raise InputError(message)
     raise UnresolvedError(message) if kinds == {"engine"} else ResourceError(message)
 

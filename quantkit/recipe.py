@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"]
-GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
+GgufType = Literal[
+    "auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS",
+    "Q4_1", "Q4_0", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "TQ2_0", "TQ1_0",
+]  # fmt: skip
+GGUF_TYPES: tuple[str, ...] = get_args(GgufType)[1:]
+"""llama.cpp's file types."""
+
+TensorType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0", "MXFP4", "Q3_K",
+    "Q2_K", "TQ2_0", "TQ1_0",
+]  # fmt: skip
 
 DEFAULT_TEXT = "builtin:python-docs"
 
@@ -88,24 +98,88 @@ class TokenizerOverride(_Strict):
     pre: str = Field(min_length=1, description="llama.cpp's name of the pre-tokenizer, e.g. llama-bpe")
 
 
+class TypeRule(_Strict):
+    """A type for the tensors whose GGUF name matches: blk.*.ffn_down, token_embd, blk.[0-3].attn_?.weight."""
+
+    match: str = Field(min_length=1, description="shell-style pattern of a GGUF tensor's name, with or without .weight")
+    type: TensorType
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 1 << 10, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+def _bytes(value: Any) -> Any:
+    """A size as people write it: 4GB, 95 MB, 1.5GiB, or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        raise ValueError(f"{value!r} is no size: write 4GB, 95MB, 1.5GiB or a number of bytes")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
+
+
 class GgufTarget(_Strict):
-    """A GGUF file of one of llama.cpp's file types."""
+    """A GGUF file of one of llama.cpp's file types, or of an exact size with types chosen by measured error."""
 
     format: Literal["gguf"]
     type: GgufType
-    imatrix: bool = Field(False, description="weight the rounding errors by the calibration text's activations")
+    size: Size | None = Field(None, description="with type: auto, the size of the file: 95MB; never more, within 1 % of it")
+    bits_per_weight: float | None = Field(None, gt=1, le=32, description="with type: auto, instead of a size")
+    imatrix: bool | str = Field(
+        False, description="weight the errors by activations: true for the calibration text's, or an imatrix file's path"
+    )
+    rules: tuple[TypeRule, ...] = Field((), description="types for tensors by name; the first match counts")
+    output: TensorType | None = Field(None, description="type of the output head, or of the embedding that serves as it")
+    token_embd: TensorType | None = Field(None, description="type of the token embedding")
+    pure: bool = Field(False, description="no mixture: the file type's default for every tensor")
+    split: Size | None = Field(None, description="write parts of at most this size: 4GB")
     tokenizer: TokenizerOverride | None = None
     checks: dict[CheckName, Literal["report"]] = Field(
         default_factory=dict, description="checks that only report for this target"
     )
+
+    @model_validator(mode="after")
+    def _keys_fit_the_type(self) -> GgufTarget:
+        aims = [key for key in ("size", "bits_per_weight") if getattr(self, key) is not None]
+        if self.type == "auto" and len(aims) != 1:
+            raise ValueError("type: auto needs one of size: 95MB and bits_per_weight: 4.5")
+        if self.type != "auto" and aims:
+            raise ValueError(f"{aims[0]} belongs to type: auto; {self.type} has the size that it has")
+        if self.type == "auto" and self.pure:
+            raise ValueError("pure: true means one type for all tensors, type: auto chooses one for each; leave one out")
+        if self.type == "Q2_K_S" and not self.imatrix:
+            raise ValueError("Q2_K_S is made with importance weights only: imatrix: true, or the path of an imatrix file")
+        return self
 
     @property
     def pre(self) -> str | None:
         return self.tokenizer.pre if self.tokenizer else None
 
     @property
+    def label(self) -> str:
+        """What the file's name says of its type; with rules of its own it is llama.cpp's type with a note."""
+        if self.size:
+            return f"AUTO_{self.size // 10**6}MB" if self.size % 10**6 == 0 else f"AUTO_{self.size}B"
+        if self.bits_per_weight:
+            return f"AUTO_{self.bits_per_weight:g}BPW".replace(".", "_")  # downloaders end a type's name at a dot
+        return self.type
+
+    @property
     def name(self) -> str:
-        return f"gguf-{self.type}" + ("-imatrix" if self.imatrix else "")
+        return f"gguf-{self.label}" + ("-imatrix" if self.imatrix else "")
+
+    def budget(self, weights: int) -> int | None:
+        """Most bytes that the file of a model of so many weights may have; None where the type decides."""
+        return int(self.bits_per_weight * weights / 8) if self.bits_per_weight else self.size
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its importance comes from the recipe's calibration."""
+        return self.imatrix is True
 
 
 class Calibration(_Strict):
@@ -170,14 +244,14 @@ class Recipe(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the same target twice: {', '.join(twice)}; remove one")
-        types = [target.type for target in targets]
-        if same := sorted({kind for kind in types if types.count(kind) > 1}):
-            raise ValueError(f"{', '.join(same)} with and without imatrix would be one file; make them by two recipes")
+        labels = [target.label for target in targets]
+        if same := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"two targets would both be the file of {', '.join(same)}; make them by two recipes")
         return targets
 
     @model_validator(mode="after")
     def _calibration_is_used(self) -> Recipe:
-        wanted = [target.name for target in self.targets if target.imatrix]
+        wanted = [target.name for target in self.targets if target.calibrated]
         if wanted and self.calibration is None:
             raise ValueError(f"imatrix: true in {', '.join(wanted)} needs a calibration: {{text: ..., tokens: ...}}")
         if self.calibration is not None and not wanted:
@@ -187,7 +261,7 @@ class Recipe(_Strict):
     def digest(self, target: GgufTarget) -> str:
         """sha256 of the values that determine this target's bytes, in canonical JSON."""
         values: dict[str, Any] = {"target": target.model_dump(exclude={"checks"})}
-        if target.imatrix and self.calibration is not None:
+        if target.calibrated and self.calibration is not None:
             values["calibration"] = self.calibration.model_dump()
         return _sha256(values)
 

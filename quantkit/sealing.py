@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from quantkit.codecs import gguf_config
 from quantkit.formats.gguf import naming
 from quantkit.job import Job
-from quantkit.manifest import MachineRecord, Manifest, RecipeRecord, SourceRecord
+from quantkit.manifest import ImportanceRecord, MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
 from quantkit.recipe_file import Document
 from quantkit.report import card, html, machine
@@ -18,7 +18,7 @@ from quantkit.version import __version__
 from quantkit.workspace import replacing
 
 
-def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest:
+def seal(job: Job, document: Document, plan: Plan, results: Results, importance: ImportanceRecord | None = None) -> Manifest:
     """Write manifest.json, report.html, README.md, Modelfile and the licence's files into the build folder."""
     manifest = Manifest(
         quantkit=__version__,
@@ -28,6 +28,7 @@ def seal(job: Job, document: Document, plan: Plan, results: Results) -> Manifest
         machine=_machine(results),
         text=dict(results.text),
         targets=list(results.targets),
+        importance=importance,
     )
     write(job, manifest)
     return manifest
@@ -56,7 +57,7 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "Modelfile": card.modelfile(manifest),
     }
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
-    digests |= {target.file: target.sha256 for target in manifest.targets}
+    digests |= {file.name: file.sha256 for file in manifest.files}
     return found | {"SHA256SUMS": card.sha256sums(digests)}
 
 

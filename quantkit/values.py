@@ -21,24 +21,55 @@ Progress = Callable[[str, float, float], None]
 """progress(what, done, total): called by long work with its step's name and position; drawing it is the caller's."""
 
 
+class Encode(Protocol):
+    """rows: float32 (n, width), width a multiple of the type's block. importance: float32 (width,) >= 0, E[x^2] of the input
+    that each column meets; mean: float32 (width,), its E[x], given with importance only. Returns uint8 (n, width // block *
+    block_bytes). Raises WeightError for weights that the type cannot hold."""
+
+    def __call__(self, rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A GGUF tensor type: arrays of rows to bytes and back. One file in codecs/gguf/ ends in one of these.
-
-    encode: float32 (n, width) with width a multiple of `block`, and an optional float32 importance (width,) >= 0
-            (E[x^2] of the input that each column meets), to uint8 (n, width // block * block_bytes).
-    decode: those bytes to float32 (n, width).
-    """
+    """A GGUF tensor type: arrays of rows to bytes (`Encode`) and back, float32 (n, width). One file in codecs/gguf/ ends in
+    one of these."""
 
     name: str
     ggml_type: int
     block: int
     block_bytes: int
-    encode: Callable[[F32, F32 | None], U8]
+    encode: Encode
     decode: Callable[[U8], F32]
 
     def row_bytes(self, width: int) -> int:
         return width // self.block * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """What calibration saw of a matrix's input, column by column: float32 (width,), or (matrices, width) for each of a stack.
+
+    squares: E[x^2]. means: E[x], or None where nobody measured it. counts: input rows seen, int64 (matrices,); one for all.
+    """
+
+    squares: F32
+    means: F32 | None
+    counts: NDArray[np.int64]
+
+    def of(self, matrix: int) -> Importance:
+        """That of one matrix of a stack: its own, or what all share."""
+        if self.squares.ndim == 1:
+            return self
+        at = matrix if len(self.squares) > 1 else 0
+        means = None if self.means is None else self.means[at]
+        return Importance(self.squares[at], means, self.counts[at : at + 1])
+
+
+def stacked(parts: Sequence[Importance]) -> Importance:
+    """That of a stack of matrices, from each one's."""
+    means = [part.means for part in parts if part.means is not None]
+    whole = np.stack(means) if len(means) == len(parts) else None
+    return Importance(np.stack([part.squares for part in parts]), whole, np.concatenate([part.counts for part in parts]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +89,8 @@ class Weights(Protocol):
     def infos(self) -> Mapping[str, TensorInfo]: ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
-        """Rows [start, stop) of a tensor as float32, shape (stop - start, *shape[1:]). Owned by the caller."""
+        """A tensor as float32 in its shape, or its rows [start, stop), leading axes merged, as (stop - start, width); of a
+        vector (stop - start,). Owned by the caller."""
         ...
 
     def close(self) -> None: ...
@@ -128,16 +160,36 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Artefact:
-    """A file that a format wrote, under its final name in the workspace."""
+class Written:
+    """A finished file under its final name."""
 
-    target: str  # the target's name in the recipe, e.g. "gguf-Q4_K_M"
     path: Path
     nbytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """What a format wrote into the workspace: one file, or several where it is split; `path` is the one to open."""
+
+    target: str  # the target's name in the recipe, e.g. "gguf-Q4_K_M"
+    files: tuple[Written, ...]
     rows: tuple[Row, ...]
     seconds: float
     peak_rss_bytes: int
+
+    @property
+    def path(self) -> Path:
+        return self.files[0].path
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file to open."""
+        return self.files[0].sha256
 
 
 class Runner(Protocol):

@@ -10,16 +10,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import arch, baseline, footprint, walk, workspace
+from quantkit import baseline, footprint, walk, workspace
 from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
-from quantkit.checks import divergence, integrity, latency, perplexity, scoring
+from quantkit.checks import divergence, integrity, latency, perplexity, scoring, tokenizer
 from quantkit.checks.scoring import Scores
-from quantkit.codecs import gguf_config, gguf_names
+from quantkit.codecs import gguf_config, gguf_pre, gguf_tensors
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
-from quantkit.manifest import CheckRecord, MemoryRecord, SampleRecord, SpeedRecord, TargetRecord, TensorRecord, Verdict
+from quantkit.manifest import (
+    CheckRecord,
+    FileRecord,
+    MemoryRecord,
+    SampleRecord,
+    SpeedRecord,
+    TargetRecord,
+    TensorRecord,
+    Verdict,
+)
 from quantkit.planning import TargetPlan
 from quantkit.recipe import Latency
 from quantkit.report import machine
@@ -99,13 +108,19 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     """Every check of one artefact, and what it measured."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
-    sound, errors = integrity.check(artefact.path, artefact.rows, source_rows(job.snapshot), progress=job.progress)
+    sound, errors = integrity.check(
+        [file.path for file in artefact.files], artefact.rows, source_rows(job.snapshot), progress=job.progress
+    )
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
-    scores = _score(job, artefact.path, reference)
+    words = _tokenize(job, plan, artefact.path)
+    if words.verdict == "fail":  # every text would be another one
+        return _recorded(job, plan, artefact, (sound, words), errors)
+    scores = score(job, artefact.path, reference)
     quick, speed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
     results = (
         sound,
+        words,
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
         divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
         quick,
@@ -123,7 +138,15 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     )
 
 
-def _score(job: Job, path: Path, reference: Reference) -> Scores:
+def _tokenize(job: Job, plan: TargetPlan, path: Path) -> CheckResult:
+    """The file's vocabulary in its engine against the checkpoint's tokenizer."""
+    assert job.snapshot.tokenizer is not None
+    known = gguf_pre.known_difference(job.snapshot.tokenizer.definition, plan.target.pre)
+    with llama_cpp.vocabulary(path) as found:
+        return tokenizer.check(corpus.tokenize(job.snapshot.tokenizer), found, llama_cpp.name(), known)
+
+
+def score(job: Job, path: Path, reference: Reference) -> Scores:
     """The artefact in its engine on the evaluation text, against the reference."""
     head = walk.head(job.snapshot.config, job.snapshot.weights, threads=job.threads)
     runner = llama_cpp.open_runner(path, context=CHUNK, threads=job.threads)
@@ -152,16 +175,14 @@ def _recorded(
     return TargetRecord(
         name=plan.name,
         format=plan.target.format,
-        type=plan.target.type,
-        file=artefact.path.name,
-        nbytes=artefact.nbytes,
-        sha256=artefact.sha256,
+        type=plan.target.label,
+        files=[FileRecord(name=file.path.name, nbytes=file.nbytes, sha256=file.sha256) for file in artefact.files],
         bits_per_weight=plan.bits_per_weight,
         seconds=artefact.seconds,
         peak_rss_bytes=artefact.peak_rss_bytes,
         verdict=_verdict(results),
         tensors=_tensors(artefact.rows, errors),
-        checks=[CheckRecord.model_validate(asdict(result)) for result in results],
+        checks=[CheckRecord.model_validate(asdict(result)) for result in (*results, *([plan.choice] if plan.choice else []))],
         speed=None,
         baseline=None,
         baseline_label=None,
@@ -172,18 +193,12 @@ def _recorded(
 
 def source_rows(snapshot: Snapshot) -> Callable[[Row, int, int], F32]:
     """The original's rows [start, stop) of a planned tensor, in the artefact's row order, float32 (stop - start, width)."""
-    architecture = arch.find(snapshot.config)
-    extra = layout.extra_tensors(snapshot)
+    placed, extra = layout.placements(snapshot), layout.extra_tensors(snapshot)
 
     def rows(row: Row, start: int, stop: int) -> F32:
         if row.source is None:
             return extra[row.name].reshape(-1, row.shape[-1])[start:stop]
-        heads = gguf_names.heads(architecture, row.source, snapshot.config)
-        if not heads and len(row.shape) > 1:
-            return snapshot.weights.read(row.source, start, stop)
-        whole = snapshot.weights.read(row.source)
-        ordered = gguf_names.permute(whole, heads) if heads else whole
-        return ordered.reshape(-1, row.shape[-1])[start:stop]
+        return gguf_tensors.read_ordered(snapshot.weights, placed[row.name], start, stop)
 
     return rows
 

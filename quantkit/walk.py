@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit import modules
 from quantkit.errors import UnsupportedError, WeightError
 from quantkit.values import F32, Progress, Weights
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     import torch
 
 Observe = Callable[[str, F32], None]
-"""observe(weight, x): the input (tokens, width) that a matrix of a decoder layer meets, micro-batch by micro-batch.
-Called from one thread, in an order that does not depend on the number of threads."""
+"""observe(weight, x): the input (tokens, width) that a matrix of a decoder layer meets, micro-batch by micro-batch; of an
+expert of a fused tensor as "weight[3]", with the tokens that it gets. Called from one thread, in an order that does not
+depend on the number of threads."""
 
 Tokens = NDArray[np.int32] | NDArray[np.int64]
 
@@ -58,6 +60,7 @@ def walk(
     """
     import torch
 
+    weights = modules.view(config, weights)
     model = _skeleton(config)
     base = model.base_model
     layers = _layers(base)
@@ -84,8 +87,9 @@ def head(config: Mapping[str, Any], weights: Weights, *, threads: int) -> Callab
     So a tied embedding, a bias, soft-capping and scaled logits are honoured. Errors as `walk` raises them.
     """
     import torch
-    from transformers.modeling_outputs import BaseModelOutputWithPast
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+    weights = modules.view(config, weights)
     model = _skeleton(config)
     layers = _layers(model.base_model)
     decoder = next(module for module in model.modules() if any(child is layers for child in module.children()))
@@ -107,7 +111,9 @@ def head(config: Mapping[str, Any], weights: Weights, *, threads: int) -> Callab
     output.forward = project
 
     def logits(hidden: F32) -> F32:
-        states = BaseModelOutputWithPast(last_hidden_state=torch.from_numpy(np.ascontiguousarray(hidden))[None])
+        found_states = torch.from_numpy(np.ascontiguousarray(hidden))[None]
+        states = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=found_states)
+        states.router_logits = None  # which models with experts ask for
         decoder.forward = lambda *_, **__: states
         with _torch_threads(threads), torch.no_grad():
             found: F32 = model(input_ids=torch.zeros((1, 1), dtype=torch.int64)).logits[0].numpy()
@@ -127,6 +133,8 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), dtype=torch.float32)
+            if model._can_set_experts_implementation():
+                model.set_experts_implementation("eager")  # expert by expert, so that each one's input is seen
     except ValueError as error:
         raise UnsupportedError(
             f"transformers cannot build a causal language model from model_type {kind!r}: {error}"
@@ -169,11 +177,12 @@ def _stage(
     batch, empty = hidden.shape[0], layer.state_dict()
     layer.load_state_dict(_tensors(layer, list(empty), run.weights, prefix), assign=True)
     hooks = _watch(layer, prefix) if run.observe is not None else []
+    watching = partial(_watch_experts, _experts(layer, prefix)) if run.observe is not None else nullcontext
 
     def one(part: slice) -> tuple[Any, list[tuple[str, F32]]]:
         _micro.seen = []
         positional, named = _split((hidden, *args), batch, part), _split(kwargs, batch, part)
-        with torch.no_grad():  # holds for one thread only
+        with torch.no_grad(), watching():  # both hold for one thread only
             return forward(*positional, **named), _micro.seen
 
     parts = [slice(start, start + run.micro_batch) for start in range(0, batch, run.micro_batch)]
@@ -246,6 +255,28 @@ def _watch(layer: Any, prefix: str) -> list[Any]:
 
     matrices = [(name, m) for name, m in layer.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2]
     return [matrix.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight")) for name, matrix in matrices]
+
+
+def _experts(layer: Any, prefix: str) -> dict[int, str]:
+    """Address of every expert's matrix -> its name: "mlp.experts.gate_up_proj[3]"."""
+    stacks = [(name, parameter) for name, parameter in layer.named_parameters() if parameter.ndim == 3]
+    return {stack[expert].data_ptr(): f"{prefix}{name}[{expert}]" for name, stack in stacks for expert in range(stack.shape[0])}
+
+
+def _watch_experts(names: Mapping[int, str]) -> Any:
+    """A context in which products with an expert's matrix are seen; the model's code takes them out of one tensor."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            del types
+            if func is torch.nn.functional.linear and args[1].data_ptr() in names:
+                x = args[0].reshape(-1, args[0].shape[-1])
+                _micro.seen.append((names[args[1].data_ptr()], x.numpy()))
+            return func(*args, **(kwargs or {}))
+
+    return Watch() if names else nullcontext()
 
 
 def _tensors(module: Any, names: list[str], weights: Weights, prefix: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import arch
-from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.codecs import gguf_config, gguf_kv, gguf_tensors, gguf_vocab
 from quantkit.source.folder import INDEX, SINGLE
 from quantkit.values import Snapshot
 
@@ -32,6 +32,46 @@ PICO: dict[str, dict[str, Any]] = {
     },
     "mistral": {"model_type": "mistral", "tie_word_embeddings": False, "head_dim": 32, "sliding_window": None},
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 128},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": False},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe", "tie_word_embeddings": False, "head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256, "norm_topk_prob": True,
+    },
+    "mixtral": {"model_type": "mixtral", "tie_word_embeddings": False, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gemma2": {
+        "model_type": "gemma2", "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 16, "num_hidden_layers": 3,
+        "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.5,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text", "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 16, "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "phi3": {"model_type": "phi3", "tie_word_embeddings": False, "sliding_window": None, "pad_token_id": 0},
+    "phi3-long": {
+        "model_type": "phi3", "tie_word_embeddings": True, "pad_token_id": 0, "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 1024,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            "short_factor": [1.0 + 0.02 * i for i in range(16)], "long_factor": [1.0 + 0.3 * i for i in range(16)],
+        },
+    },
+    "olmo2": {"model_type": "olmo2", "tie_word_embeddings": False},
+    "granite": {
+        "model_type": "granite", "tie_word_embeddings": True, "attention_multiplier": 0.1, "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5, "logits_scaling": 2.0,
+    },
+    "starcoder2": {"model_type": "starcoder2", "tie_word_embeddings": True, "use_bias": True},
+    "stablelm": {"model_type": "stablelm", "use_qkv_bias": True, "partial_rotary_factor": 0.25},
+    "stablelm-12b": {"model_type": "stablelm", "qk_layernorm": True, "use_parallel_residual": True},
+    "gpt2": {"model_type": "gpt2"},
+    "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.25},
+    "gpt_neox-serial": {"model_type": "gpt_neox", "use_parallel_residual": False, "rotary_pct": 0.5},
+    "falcon": {"model_type": "falcon", "multi_query": True, "num_kv_heads": 1, "bias": False},
+    "falcon-new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False},
 }  # fmt: skip
 VOCABULARY = 512
 
@@ -84,16 +124,19 @@ def make_pico(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for key, parameter in model.named_parameters():
             # Wider than the initial 0.02, and norms off one: else logits are so flat that a wrong graph passes.
-            parameter.copy_(torch.randn_like(parameter) * (0.06 if parameter.ndim > 1 else 0.1))
-            if parameter.ndim == 1:
+            parameter.copy_(torch.randn_like(parameter) * (0.04 if parameter.ndim > 1 else 0.1))
+            if parameter.ndim == 1 and not config.model_type.startswith("gemma"):  # which adds the one itself
                 parameter.add_(1.0)
+            if ".experts.down_proj" in key:  # an expert chosen otherwise after rounding must not decide the logits
+                parameter.mul_(0.15)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {**_SPECIAL, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: pico {name}\n---\n", encoding="utf-8")
+    title = f"pico {name}".replace("phi3", "fi3")  # llama.cpp wants Phi-3's own tokens where a name has phi3 in it
+    (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {title}\n---\n", encoding="utf-8")
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n", encoding="utf-8")
     return folder
 
@@ -124,7 +167,6 @@ def write_gguf(snapshot: Snapshot, path: Path) -> Path:
     import numpy as np
 
     architecture = arch.find(snapshot.config)
-    names = gguf_names.to_gguf(architecture, snapshot.config["num_hidden_layers"])
     writer = gguf.GGUFWriter(path, architecture.gguf)
     if snapshot.name:
         writer.add_name(snapshot.name)
@@ -133,11 +175,9 @@ def write_gguf(snapshot: Snapshot, path: Path) -> Path:
         gguf_kv.write(writer, gguf_vocab.encode(snapshot.tokenizer, snapshot.config, snapshot.generation_config))
     for name, values in gguf_config.extra_tensors(architecture, snapshot.config).items():
         writer.add_tensor(name, values)
-    for name in snapshot.weights.infos:
-        values = snapshot.weights.read(name)
-        if heads := gguf_names.heads(architecture, name, snapshot.config):
-            values = gguf_names.permute(values, heads)
-        writer.add_tensor(names[name], np.ascontiguousarray(values))
+    for name, placement in gguf_tensors.placements(architecture, snapshot.config, snapshot.weights.infos).items():
+        values = gguf_tensors.read_ordered(snapshot.weights, placement, 0, placement.rows)
+        writer.add_tensor(name, np.ascontiguousarray(values.reshape(placement.shape)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

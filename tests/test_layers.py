@@ -7,12 +7,12 @@ ROOT = Path(__file__).parents[1] / "quantkit"
 
 LAYERS = [
     {"values", "errors", "plugins", "version", "memory", "progress"},
-    {"kernels", "arch"},
+    {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "footprint"},
     {"recipe", "recipe_file", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
-    {"pipeline", "job", "making", "verification", "baseline", "estimates", "sealing", "doctor", "screen"},
+    {"pipeline", "job", "making", "fitting", "verification", "baseline", "estimates", "sealing", "doctor", "screen"},
     {"__init__"},
     {"cli"},
     {"__main__"},

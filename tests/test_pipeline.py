@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
 import pytest
 from checkpoints import write_gguf
 
@@ -66,7 +67,7 @@ def test_a_recipe_becomes_a_published_folder(recipe, tmp_path):
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
     for target in manifest.targets:
-        assert [check.check for check in target.checks] == ["integrity", "perplexity", "divergence", "latency"]
+        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
         assert target.speed.peak_rss_bytes > 0
         assert all(tensor.relative_error is not None for tensor in target.tensors)
         assert [sample.prompt for sample in target.samples] == ["Hello"]
@@ -215,7 +216,7 @@ def test_a_second_run_at_once_says_so(recipe, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, how):
-    command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "Q4_K_M", "--no-checks"]
+    command = [sys.executable, "-m", "quantkit", "run", "--source", smollm2, "--type", "IQ4_NL", "--no-checks"]
     command += ["--threads", "1", "--work-dir", str(tmp_path / "build")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
@@ -228,7 +229,7 @@ def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, h
     assert not list(tmp_path.glob("build/*/*.gguf"))
     left = list(tmp_path.glob("build/*/*.partial"))
     assert left if how == signal.SIGKILL else not left
-    manifest = convert(smollm2, type="Q4_K_M", checks=False, work_dir=tmp_path / "build")
+    manifest = convert(smollm2, type="IQ4_NL", checks=False, work_dir=tmp_path / "build")
     assert not list(tmp_path.glob("build/*/*.partial"))
     assert list((tmp_path / "build").glob(f"*/{manifest.targets[0].file}"))
 
@@ -243,3 +244,56 @@ def test_the_baseline_is_cut_where_the_whole_does_not_fit(recipe, tmp_path, monk
     assert target.baseline is None, "two layers' speed is not the model's"
     assert [record.measured for record in target.memory if record.measured] == [target.speed.peak_rss_bytes]
     assert manifest.verdict == "pass"
+
+
+def test_sequences_longer_than_the_context_are_refused(pico, tmp_path):
+    text = (
+        "source: {}\ntargets: [{{format: gguf, type: Q4_K_M, imatrix: true}}]\nchecks: false\n"
+        "calibration: {{tokens: 8192, length: 4096}}\n"
+    )
+    path = tmp_path / "pico.yaml"
+    path.write_text(text.format(pico("llama")))
+    with pytest.raises(InputError, match="length 4096 exceeds the model's context of 2048"):
+        convert(path, work_dir=tmp_path / "a")
+
+
+def test_an_imatrix_lies_beside_and_is_read_again(pico, tmp_path):
+    text = (
+        "source: {}\ntargets: [{{format: gguf, type: Q3_K_M, imatrix: true}}]\nchecks: false\ncalibration: {{tokens: 1024}}\n"
+        "publish: [{{folder: {}}}]\n"
+    )
+    path = tmp_path / "pico.yaml"
+    path.write_text(text.format(pico("mixtral"), tmp_path / "out"))
+    manifest = convert(path, work_dir=tmp_path / "a", threads=1)
+    assert manifest.importance.experts == 3 * 2 * 4
+    assert manifest.importance.file.name in files(tmp_path / "out")
+    kept = tmp_path / "out" / manifest.importance.file.name
+    again = convert(one_target(tmp_path, pico("mixtral"), f"type: Q3_K_M, imatrix: {kept}"), work_dir=tmp_path / "b")
+    pair = tmp_path / "a" / "pico" / manifest.targets[0].file, tmp_path / "b" / "one" / again.targets[0].file
+    one, two = ({t.name: t.data.tobytes() for t in gguf.GGUFReader(file).tensors} for file in pair)
+    same = [name for name in one if one[name] == two[name]]
+    assert len(same) > 0.8 * len(one)  # means that went through float32 sums may round a code otherwise
+
+
+def one_target(folder, source, keys):
+    """A recipe of one target and no checks."""
+    path = folder / "one.yaml"
+    path.write_text(f"source: {source}\ntargets: [{{format: gguf, {keys}}}]\nchecks: false\n")
+    return path
+
+
+def test_types_for_a_size(pico, tmp_path):
+    sizes = {}
+    for budget in (1_000_000, 1_150_000, 1_300_000):
+        recipe = one_target(tmp_path, pico("llama"), f"type: auto, size: {budget}")
+        target = convert(recipe, work_dir=tmp_path / str(budget), threads=1).targets[0]
+        sizes[budget] = target.nbytes
+        assert 0.98 * budget <= target.nbytes <= budget  # one tensor takes 1 % of so small a file
+        assert [check.check for check in target.checks] == ["allocation"]
+        assert len({tensor.type for tensor in target.tensors}) > 2
+    assert list(sizes.values()) == sorted(sizes.values())
+
+
+def test_a_size_below_every_mixture_is_refused(pico, tmp_path):
+    with pytest.raises(InputError, match=r"100,000 bytes hold no mixture of this model; the smallest, TQ1_0, takes"):
+        convert(one_target(tmp_path, pico("llama"), "type: auto, size: 100kB"), work_dir=tmp_path / "x")

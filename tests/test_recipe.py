@@ -101,7 +101,7 @@ def test_values_of_another_kind(addition, said):
 
 def test_two_targets_of_one_file_are_refused():
     text = "source: x\ntargets: [{format: gguf, type: Q4_0}, {format: gguf, type: Q4_0, imatrix: true}]\ncalibration: {}\n"
-    with pytest.raises(RecipeError, match="Q4_0 with and without imatrix would be one file"):
+    with pytest.raises(RecipeError, match="two targets would both be the file of Q4_0"):
         parse(text, "r", "r.yaml")
 
 
@@ -148,3 +148,42 @@ def test_a_call_without_a_recipe_is_a_recipe(tmp_path):
     assert [target.folder for target in document.recipe.publish] == [str(tmp_path)]
     with pytest.raises(RecipeError, match="Q9"):
         without_file("x", "gguf", "Q9", None, checks=True)
+
+
+def target(keys):
+    return parse(f"source: x\ntargets: [{{format: gguf, {keys}}}]\n", "r", "r.yaml").recipe.targets[0]
+
+
+def test_sizes_are_written_as_people_write_them():
+    assert target("type: auto, size: 95MB").size == 95_000_000
+    assert target("type: auto, size: 1.5GiB").size == 3 << 29
+    assert target("type: Q8_0, split: 4 GB").split == 4_000_000_000
+    assert target("type: auto, size: 95MB").label == "AUTO_95MB"
+    assert target("type: auto, bits_per_weight: 4.5").label == "AUTO_4_5BPW"
+    assert target("type: auto, bits_per_weight: 4.5").budget(1000) == 562
+    with pytest.raises(RecipeError, match=r"'big' is no size: write 4GB, 95MB, 1.5GiB or a number of bytes"):
+        target("type: Q8_0, split: big")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("type: auto", "type: auto needs one of size: 95MB and bits_per_weight: 4.5"),
+        ("type: auto, size: 95MB, bits_per_weight: 4", "type: auto needs one of"),
+        ("type: Q4_0, size: 95MB", "size belongs to type: auto"),
+        ("type: auto, size: 95MB, pure: true", "leave one out"),
+        ("type: Q2_K_S", "Q2_K_S is made with importance weights only"),
+        ("type: Q4_0, rules: [{match: x, type: Q9_0}]", "'Q9_0' is not one of 'F32'"),
+        ("type: Q4_0, rules: [{type: Q8_0}]", "match: required and missing"),
+    ],
+)
+def test_keys_that_do_not_go_together(keys, said):
+    with pytest.raises(RecipeError, match=said):
+        target(keys)
+
+
+def test_an_imatrix_file_needs_no_calibration():
+    found = target("type: Q2_K_S, imatrix: some/imatrix.gguf")
+    assert found.imatrix == "some/imatrix.gguf"
+    assert not found.calibrated
+    assert found.name == "gguf-Q2_K_S-imatrix"

@@ -2,41 +2,114 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from quantkit import plugins
-from quantkit.errors import SourceError, UnsupportedError, WeightError
-from quantkit.values import TensorInfo
+from quantkit.errors import SourceError, UnsupportedError
+
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder as Hugging Face names it and as GGUF stores it.
+    """A model as Hugging Face names it and as GGUF stores it. Templates are names with "{}" for the layer.
 
-    tensors:  name template ("model.layers.{}.mlp.up_proj.weight") -> names of its dimensions, rows first (see `dims`).
-    when:     templates that exist only if config[key] has this truth value.
-    permuted: templates whose rows GGUF interleaves within each head (rotary halves to pairs) -> the config key that
-              counts those heads.
-    fixed:    config keys that the GGUF graph takes for granted -> the values it computes (a missing key is the first).
+    tensors:    template ("model.layers.{}.mlp.up_proj.weight") -> names of its dimensions, rows first (see `dims`).
+    pairs:      GGUF key after "<gguf>." -> key of `standard`, kind of the value (gguf.GGUFValueType's name).
+    keys:       standard name of a config.json key -> this architecture's own ("hidden_size" -> "n_embd").
+    defaults:   standard key -> what transformers takes where config.json says nothing.
+    when:       templates that exist only if the standard key has this truth value.
+    fixed:      config keys that the GGUF graph takes for granted -> the values it computes (a missing key is the first).
+    stacked:    templates with a second "{}", counted by this dimension, of which GGUF makes one tensor (experts).
+    fused:      template of a tensor (experts, rows, width) -> templates of those that it holds one below the other.
+    moved:      template that transformers' model uses -> the checkpoint's, of a tensor that either may hold.
+    permuted:   templates whose rows GGUF interleaves within each head (rotary halves to pairs) -> the standard key that
+                counts those heads.
+    grouped:    templates of a fused q/k/v whose rows lie by key-value head (its queries, its key, its value); GGUF has all
+                queries, then all keys, then all values.
+    transposed: templates that the checkpoint holds as (in, out).
+    shifted:    templates of gains that GGUF stores with one added.
+    named:      template -> GGUF's, where gguf-py's TensorNameMap does not know it.
+    ignored:    patterns (fnmatch) of tensors that checkpoints may hold and GGUF has no place for.
+    prefix:     of the base model, which some checkpoints leave out of every name.
     """
 
     model_type: str
     model_class: str
     gguf: str
     tensors: Mapping[str, tuple[str, ...]]
+    pairs: Mapping[str, tuple[str, str]]
+    kind: Kind = "decoder"
+    keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     when: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
-    permuted: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    stacked: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
+    permuted: Mapping[str, str] = field(default_factory=dict)
+    grouped: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    shifted: tuple[str, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    prefix: str = ""
 
+
+# What most architectures share: pairs to be merged into theirs.
+SIZES = {
+    "block_count": ("num_hidden_layers", "UINT32"),
+    "context_length": ("context_length", "UINT32"),
+    "embedding_length": ("hidden_size", "UINT32"),
+    "feed_forward_length": ("intermediate_size", "UINT32"),
+    "attention.head_count": ("num_attention_heads", "UINT32"),
+    "attention.head_count_kv": ("num_key_value_heads", "UINT32"),
+    "attention.key_length": ("head_dim", "UINT32"),
+    "attention.value_length": ("head_dim", "UINT32"),
+}
+RMS_NORM = {"attention.layer_norm_rms_epsilon": ("rms_norm_eps", "FLOAT32")}
+LAYER_NORM = {"attention.layer_norm_epsilon": ("layer_norm_eps", "FLOAT32")}
+ROPE = {"rope.dimension_count": ("rotary_dim", "UINT32"), "rope.freq_base": ("rope_theta", "FLOAT32")}
+EXPERTS = {"expert_count": ("num_experts", "UINT32"), "expert_used_count": ("num_experts_per_tok", "UINT32")}
+WINDOW = {
+    "attention.sliding_window": ("sliding_window", "UINT32"),
+    "attention.sliding_window_pattern": ("sliding_window_pattern", "UINT32"),
+}
+
+BLOCK = "model.layers.{}."
+GATED = {
+    "model.embed_tokens.weight": ("vocab", "hidden"),
+    BLOCK + "input_layernorm.weight": ("hidden",),
+    BLOCK + "self_attn.q_proj.weight": ("q_width", "hidden"),
+    BLOCK + "self_attn.k_proj.weight": ("kv_width", "hidden"),
+    BLOCK + "self_attn.v_proj.weight": ("kv_width", "hidden"),
+    BLOCK + "self_attn.o_proj.weight": ("hidden", "q_width"),
+    BLOCK + "post_attention_layernorm.weight": ("hidden",),
+    BLOCK + "mlp.gate_proj.weight": ("intermediate", "hidden"),
+    BLOCK + "mlp.up_proj.weight": ("intermediate", "hidden"),
+    BLOCK + "mlp.down_proj.weight": ("hidden", "intermediate"),
+    "model.norm.weight": ("hidden",),
+    "lm_head.weight": ("vocab", "hidden"),
+}
+"""Templates of the decoder with a gated feed-forward that llama has, and what many derive from."""
+UNTIED = {"lm_head.weight": ("tie_word_embeddings", False)}
+PAIRED = {
+    BLOCK + "self_attn.q_proj.weight": "num_attention_heads",
+    BLOCK + "self_attn.k_proj.weight": "num_key_value_heads",
+}
+"""What GGUF's llama graph wants permuted."""
 
 MOST_LAYERS = 4096  # beyond it config.json is damaged, and listing the tensors would not end
-
-# Buffers that older checkpoints carry and no runtime reads.
-DROPPED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".attention.bias")
+MOST_EXPERTS = 4096
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_COUNTS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts", "moe_intermediate_size",
+             "num_decoder_layers", "type_vocab_size", "relative_attention_num_buckets")  # fmt: skip
 
 
 @cache
@@ -54,35 +127,77 @@ def find(config: Mapping[str, Any]) -> Architecture:
     return known()[model_type]
 
 
-def find_gguf(name: str) -> Architecture:
-    """The architecture of a GGUF's general.architecture; of several that share it, the one it is named after."""
+def find_gguf(name: str, *, experts: bool = False) -> Architecture:
+    """The architecture of a GGUF's general.architecture; of several that share it, the one with experts or without, and
+    then the one it is named after."""
     sharing = [value for value in known().values() if value.gguf == name]
     if not sharing:
         supported = ", ".join(sorted({value.gguf for value in known().values()}))
         raise UnsupportedError(f"general.architecture {name!r} is not supported; supported: {supported}")
-    return min(sharing, key=lambda value: value.model_type != name)
+    return min(sharing, key=lambda value: (("expert_count" in value.pairs) != experts, value.model_type != name))
+
+
+def standard(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json under standard names: its own ones renamed, defaults filled in, and what follows from them added:
+    num_key_value_heads, head_dim, rotary_dim. Raises SourceError for a missing or impossible size."""
+    given = {key: value for key, value in config.items() if value is not None}
+    renamed = {key: given[own] for key, own in arch.keys.items() if own in given}
+    stray = {key for key, own in arch.keys.items() if own != key}  # a standard name that means nothing here
+    found = {**arch.defaults, **{key: value for key, value in given.items() if key not in stray}, **renamed}
+    if "num_local_experts" in given:  # transformers' other name for it, whatever the model
+        found["num_experts"] = given["num_local_experts"]
+    if "intermediate_size" not in found and found.get("ffn_factor"):
+        found["intermediate_size"] = found["ffn_factor"] * found.get("hidden_size", 0)
+    bad = [f"{arch.keys.get(key, key)} = {found.get(key)!r}" for key in _COUNTS if not _positive(found.get(key))]
+    bad += [f"{arch.keys.get(key, key)} = {found[key]!r}" for key in _OPTIONAL if not _positive(found.get(key, 1))]
+    if bad:
+        raise SourceError(f"config.json ({arch.model_type}): these must be positive whole numbers: {', '.join(bad)}")
+    for key, most in (("num_hidden_layers", MOST_LAYERS), ("num_decoder_layers", MOST_LAYERS), ("num_experts", MOST_EXPERTS)):
+        if found.get(key, 1) > most:
+            raise SourceError(f"config.json ({arch.model_type}): {arch.keys.get(key, key)} = {found[key]} cannot be")
+    found.setdefault("num_key_value_heads", found["num_attention_heads"])
+    found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
+    _layer_kinds(found)
+    rope = found.get("rope_parameters")
+    rotary = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
+    rotary = rotary or found.get("partial_rotary_factor")
+    found["rotary_dim"] = int(found["head_dim"] * (rotary or 1))
+    return found
+
+
+def _layer_kinds(found: dict[str, Any]) -> None:
+    """Where layers with a sliding window have rotary parameters of their own, those of the others become rope_parameters and
+    the window's base rope_local_base_freq; sliding_window_pattern says which layer of how many has no window."""
+    rope = found.get("rope_parameters")
+    if isinstance(rope, Mapping) and isinstance(rope.get("full_attention"), Mapping):
+        local = rope.get("sliding_attention") or {}
+        found["rope_parameters"] = rope["full_attention"]
+        found.setdefault("rope_local_base_freq", local.get("rope_theta"))
+    kinds = found.get("layer_types")
+    if kinds and "full_attention" in kinds and "sliding_attention" in kinds:
+        found["sliding_window_pattern"] = list(kinds).index("full_attention") + 1
 
 
 def dims(arch: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
     """The lengths of the named dimensions of `arch.tensors`. Raises SourceError for a missing or impossible value."""
-    required = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-    given = (*required, *(key for key in optional if config.get(key) is not None))
-    bad = [f"{key} = {config.get(key)!r}" for key in given if not _positive(config.get(key))]
-    if bad:
-        raise SourceError(f"config.json ({arch.model_type}): these must be positive whole numbers: {', '.join(bad)}")
-    if config["num_hidden_layers"] > MOST_LAYERS:
-        raise SourceError(f"config.json ({arch.model_type}): num_hidden_layers = {config['num_hidden_layers']} cannot be")
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or hidden // heads
+    full = standard(arch, config)
+    heads, kv_heads, head_dim = (full[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     return {
-        "hidden": hidden,
-        "intermediate": config["intermediate_size"],
-        "vocab": config["vocab_size"],
+        "hidden": full["hidden_size"],
+        "intermediate": full["intermediate_size"],
+        "gate_up": 2 * full["intermediate_size"],
+        "vocab": full["vocab_size"],
+        "heads": heads,
+        "kv_heads": kv_heads,
         "head_dim": head_dim,
         "q_width": heads * head_dim,
         "kv_width": kv_heads * head_dim,
+        "qkv_width": (heads + 2 * kv_heads) * head_dim,
+        "experts": full.get("num_experts", 0),
+        "expert_intermediate": full.get("moe_intermediate_size", full["intermediate_size"]),
+        "positions": full.get("max_position_embeddings", 0),
+        "token_types": full.get("type_vocab_size", 0),
+        "buckets": full.get("relative_attention_num_buckets", 0),
     }
 
 
@@ -92,80 +207,46 @@ def _positive(value: object) -> bool:
 
 def templates(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The name templates that a checkpoint with this config.json has."""
+    full = standard(arch, config)
     return tuple(
         template
         for template in arch.tensors
-        if template not in arch.when or bool(config.get(arch.when[template][0])) == arch.when[template][1]
+        if template not in arch.when or bool(full.get(arch.when[template][0])) == arch.when[template][1]
     )
 
 
-def names(template: str, layers: int) -> tuple[str, ...]:
-    """A template's names: one per layer, or itself."""
-    return tuple(template.format(layer) for layer in range(layers)) if "{}" in template else (template,)
+def layers(arch: Architecture, config: Mapping[str, Any], template: str) -> int:
+    """How many layers a template counts: an encoder-decoder's stacks may differ."""
+    full = standard(arch, config)
+    decoder = arch.kind == "encoder-decoder" and template.startswith("decoder.")
+    return int(full.get("num_decoder_layers", full["num_hidden_layers"]) if decoder else full["num_hidden_layers"])
+
+
+def names(arch: Architecture, config: Mapping[str, Any], template: str) -> list[tuple[str, ...]]:
+    """A template's names, layer by layer: one, or for a stacked template all that GGUF makes one tensor of."""
+    if "{}" not in template:
+        return [(template,)]
+    count = layers(arch, config, template)
+    if template not in arch.stacked:
+        return [(template.format(layer),) for layer in range(count)]
+    stack = dims(arch, config)[arch.stacked[template]]
+    return [tuple(template.format(layer, index) for index in range(stack)) for layer in range(count)]
 
 
 def expected(arch: Architecture, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape (rows first) of every tensor that a checkpoint with this config.json must have."""
+    """Name -> shape (rows first) of every tensor that a checkpoint with this config.json has, nothing fused."""
     lengths = dims(arch, config)
     return {
         name: tuple(lengths[dim] for dim in arch.tensors[template])
         for template in templates(arch, config)
-        for name in names(template, config["num_hidden_layers"])
+        for group in names(arch, config, template)
+        for name in group
     }
 
 
-def dropped(arch: Architecture, config: Mapping[str, Any], name: str) -> bool:
-    """Whether a tensor that `expected` does not list is known to be redundant: an old buffer, or a tied head's copy."""
-    tied = name == "lm_head.weight" and bool(config.get("tie_word_embeddings")) and name in arch.tensors
-    return tied or name.endswith(DROPPED)
-
-
-def verify(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> None:
-    """Compare a checkpoint's headers with what its config.json says.
-
-    Raises SourceError listing every missing and unexpected tensor and every wrong shape, WeightError if only shapes
-    are wrong, UnsupportedError for a config value that the architecture does not compute.
-    """
-    for key, values in arch.fixed.items():
-        if config.get(key, values[0]) not in values:
-            raise UnsupportedError(
-                f"config.json: {key} = {config[key]!r} is not supported for {arch.model_type}; "
-                f"supported: {', '.join(map(repr, values))}"
-            )
-    wanted = expected(arch, config)
-    lost = [f"missing: {name} {_show(shape)}{_tying(name)}" for name, shape in wanted.items() if name not in infos]
-    lost += [f"unexpected: {name}" for name in infos if name not in wanted and not dropped(arch, config, name)]
-    wrong = [
-        f"wrong shape: {name} is {_show(infos[name].shape)}, config.json says {_show(shape)} ({_origin(arch, config, name)})"
-        for name, shape in wanted.items()
-        if name in infos and infos[name].shape != shape
-    ]
-    if lost or wrong:
-        kind = SourceError if lost else WeightError
-        raise kind("the weights do not fit config.json:\n  " + "\n  ".join(lost + wrong))
-
-
-def _tying(name: str) -> str:
-    return " (is tie_word_embeddings meant to be true?)" if name == "lm_head.weight" else ""
-
-
-def _show(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
-
-
-_ORIGINS = {
-    "hidden": ("hidden_size",),
-    "intermediate": ("intermediate_size",),
-    "vocab": ("vocab_size",),
-    "head_dim": ("head_dim", "hidden_size", "num_attention_heads"),
-    "q_width": ("num_attention_heads", "head_dim", "hidden_size"),
-    "kv_width": ("num_key_value_heads", "head_dim", "hidden_size"),
-}
-
-
-def _origin(arch: Architecture, config: Mapping[str, Any], name: str) -> str:
-    """The config values behind a tensor's shape, e.g. "vocab_size = 32000, hidden_size = 4096"."""
-    layers = config["num_hidden_layers"]
-    template = next(template for template in arch.tensors if name in names(template, layers))
-    keys = dict.fromkeys(key for dim in arch.tensors[template] for key in _ORIGINS[dim])
-    return ", ".join(f"{key} = {config.get(key)}" for key in keys)
+def template_of(arch: Architecture, name: str) -> str:
+    """The template that a canonical name is of. Raises KeyError."""
+    for candidate in (name, _NUMBER.sub("{}", name), _NUMBER.sub("{}", name, count=1)):
+        if candidate in arch.tensors:
+            return candidate
+    raise KeyError(f"arch {arch.model_type} has no tensor {name!r}")

@@ -1,6 +1,6 @@
 """Llama: LlamaForCausalLM, and the many models that share its graph (SmolLM2, TinyLlama, Yi ...)."""
 
-from quantkit.arch import Architecture
+from quantkit.arch import RMS_NORM, ROPE, SIZES, Architecture
 
 _BLOCK = "model.layers.{}."
 
@@ -29,6 +29,8 @@ ARCH = Architecture(
         "model.norm.weight": ("hidden",),
         "lm_head.weight": ("vocab", "hidden"),
     },
+    pairs={**SIZES, **RMS_NORM, **ROPE, "vocab_size": ("vocab_size", "UINT32")},
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},  # of transformers' configuration class
     when={
         _BLOCK + "self_attn.q_proj.bias": ("attention_bias", True),
         _BLOCK + "self_attn.k_proj.bias": ("attention_bias", True),

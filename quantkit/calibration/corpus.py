@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,8 @@ def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int, seed: int
     text with a BOS token, every chunk's first token is replaced by it (llama.cpp, tools/perplexity). Returns
     (chunks, length); raises UnresolvedError where the text is too short.
     """
-    from tokenizers import Tokenizer as Engine
-
     text = path.read_bytes().decode("utf-8")  # read_text would change its line ends
-    engine = Engine.from_str(json.dumps(tokenizer.definition))
-    engine.encode_special_tokens = True
-    engine.no_truncation()
-    engine.no_padding()
+    engine = _engine(tokenizer)
     ids = engine.encode(text, add_special_tokens=False).ids
     bos = _bos(engine, tokenizer.config)
     if bos is not None:
@@ -46,6 +41,27 @@ def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int, seed: int
     if bos is not None:
         tokens[:, 0] = bos
     return tokens
+
+
+def tokenize(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """Text -> ids by the checkpoint's tokenizer, nothing added; names of special tokens are ordinary text."""
+    engine = _engine(tokenizer)
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = engine.encode(text, add_special_tokens=False).ids
+        return found
+
+    return ids
+
+
+def _engine(tokenizer: Tokenizer) -> Any:
+    from tokenizers import Tokenizer as Engine
+
+    engine = Engine.from_str(json.dumps(tokenizer.definition))
+    engine.encode_special_tokens = True
+    engine.no_truncation()
+    engine.no_padding()
+    return engine
 
 
 def _bos(engine: Any, config: Mapping[str, Any]) -> int | None:

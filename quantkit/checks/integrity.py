@@ -21,12 +21,12 @@ _UNQUANTISED = {"F64": 1e-12, "F32": 1e-6, "F16": 2e-3, "BF16": 8e-3}  # four ti
 
 
 def check(
-    path: Path, rows: Sequence[Row], source_rows: SourceRows, *, progress: Progress | None = None
+    paths: Sequence[Path], rows: Sequence[Row], source_rows: SourceRows, *, progress: Progress | None = None
 ) -> tuple[CheckResult, dict[str, float]]:
-    """Whether `path` holds the planned `rows` and nothing else, finite and near the source; relative errors by tensor.
+    """Whether the files hold the planned `rows` and nothing else, finite and near the source; relative errors by tensor.
 
-    The relative error is sqrt(sum (w - decoded)^2 / sum w^2), for rows that have a source. Never raises for a fault of
-    the file: every fault is in the result.
+    paths: of one GGUF, all parts of a split one. The relative error is sqrt(sum (w - decoded)^2 / sum w^2), for rows that
+    have a source. Never raises for a fault of the file: every fault is in the result.
     """
     faults: list[str] = []
     errors: dict[str, float] = {}
@@ -34,7 +34,7 @@ def check(
     from gguf import GGUFReader
 
     try:
-        found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+        found = {tensor.name: tensor for path in paths for tensor in GGUFReader(path).tensors}
     except (ValueError, KeyError, IndexError, OSError) as reason:
         faults.append(f"gguf-py does not read the file: {reason}")
     else:

@@ -9,11 +9,9 @@ from quantkit.errors import WeightError
 from quantkit.kernels.finite import first_row_reaching
 from quantkit.values import F32, U8
 
-F64 = NDArray[np.float64]
-
-FLOOR = 1e-6  # of the mean importance: a column that calibration hardly saw keeps its shape
-GROUP = 32  # columns that lend each other their importance
-HALF_MAX = 65504.0
+HALF = 65504.0  # the greatest half
+FLOOR = 1e-6  # of the mean importance: a column that calibration never saw keeps its shape
+SPARED = 0.5  # of the squared mean is left out of a column's cost where the codes are balanced; measured, see LOG.md
 
 
 def check_rows(name: str, rows: F32, block: int) -> F32:
@@ -30,64 +28,60 @@ def check_rows(name: str, rows: F32, block: int) -> F32:
     return rows if rows.flags.writeable else rows.copy()  # numba would compile every kernel again for read-only arrays
 
 
-def check_range(name: str, rows: F32, reach: float) -> None:
-    """WeightError, naming the row, where a magnitude exceeds what the greatest half times `reach` stands for."""
-    limit = HALF_MAX * reach
-    row = first_row_reaching(rows, np.nextafter(np.float32(limit), np.float32(np.inf)))
+def check_importance(name: str, importance: F32 | None, mean: F32 | None, width: int) -> tuple[F32, F32]:
+    """What errors in each column cost, and the columns' means, both (width,) and relative to the mean importance; of size 0
+    where nothing is known (None, or zero throughout).
+
+    With means part of the cost is `kernels.balance`'s to take care of: E[x^2] - SPARED * E[x]^2 is left. Floored at FLOOR.
+    ValueError unless (width,), finite and importance >= 0.
+    """
+    nothing = np.empty(0, np.float32)
+    if importance is None:
+        if mean is not None:
+            raise ValueError(f"{name}: a mean without importance; give both")
+        return nothing, nothing
+    for what, values in (("importance", importance), ("mean", mean)):
+        if values is not None and values.shape != (width,):
+            raise ValueError(f"{name}: {what} must have shape ({width},), one per column, got {values.shape}")
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError(f"{name}: {what} must be finite, got {values.min()} to {values.max()}")
+    if (importance < 0).any():
+        raise ValueError(f"{name}: importance must be finite and >= 0, got {importance.min()} to {importance.max()}")
+    scale = importance.mean(dtype=np.float64)
+    if scale == 0:
+        return nothing, nothing
+    squares = importance / scale
+    means = nothing if mean is None else mean / np.sqrt(scale)
+    spent = 0.0 if mean is None else SPARED * np.square(means)
+    return np.maximum(squares - spent, FLOOR).astype(np.float32), means.astype(np.float32)
+
+
+def check_range(name: str, rows: F32, limit: float) -> None:
+    """WeightError where a weight lies beyond what the type's scales can say."""
+    row = first_row_reaching(rows, np.float32(limit * 1.0001))
     if row >= 0:
         worst = float(np.abs(rows[row]).max())
-        raise WeightError(
-            f"row {row} of them holds {worst:g}, {name} ends at {limit:g}, for its scales are half precision: BF16 and F32 "
-            "hold it"
-        )
+        raise WeightError(f"row {row} of them holds {worst:g}, {name} ends at {limit:g}: BF16 and F32 hold it")
 
 
-def check_importance(name: str, importance: F32 | None, width: int) -> F32:
-    """Columns' E[x^2] (width,) relative to its mean and floored at FLOOR; of size 0 when None or zero throughout.
+def cut(name: str, rows: F32, importance: F32 | None, mean: F32 | None, *shape: int, steps: float) -> tuple[F32, F32, F32]:
+    """Rows as (n, blocks, *shape), costs and means as (blocks, *shape), or (0, *shape) without.
 
-    importance: (width,), or (2, width) with E[x] below. A zero is a column that calibration never reached: it weighs as
-    much as the mean of the others among its 32, and where most of the 32 are zero, all of these weigh the same.
-    ValueError unless of such a shape, finite and E[x^2] >= 0.
-    """
-    if importance is None:
-        return np.empty(0, np.float32)
-    if importance.shape not in ((width,), (2, width)):
-        raise ValueError(
-            f"{name}: importance must have shape ({width},), one E[x^2] per column, or (2, {width}), E[x] below; "
-            f"got {importance.shape}"
-        )
-    squares = np.atleast_2d(importance)[0].astype(np.float64)
-    if not np.isfinite(importance).all() or (squares < 0).any():
-        raise ValueError(f"{name}: importance must be finite and >= 0, got {squares.min()} to {squares.max()}")
-    mean = squares.mean()
-    if mean == 0:
-        return np.empty(0, np.float32)
-    relative: F32 = np.maximum(_fill(squares / mean), FLOOR).astype(np.float32)
-    return relative
-
-
-def _fill(squares: F64) -> F64:
-    """Zeros replaced by the mean of the others among their 32; all 32 by 1, the row's mean, where most are zero."""
-    if squares.all() or squares.size % GROUP:
-        return squares
-    groups = squares.reshape(-1, GROUP)
-    seen = np.count_nonzero(groups, axis=1)[:, None]
-    means = groups.sum(axis=1, keepdims=True) / np.maximum(seen, 1)
-    filled = np.where(groups == 0, means, groups)
-    return np.where(2 * seen < GROUP, 1.0, filled).reshape(-1)
-
-
-def cut(name: str, rows: F32, importance: F32 | None, *shape: int, reach: float = np.inf) -> tuple[F32, F32]:
-    """Rows as (n, blocks, *shape) and importance as (blocks, *shape), or (0, *shape) without.
-
-    reach: the magnitude that the type stores with a scale of one; see `check_range`.
+    steps: the type's greatest weight over its half-precision scale or offset; larger weights are a WeightError.
     """
     rows = check_rows(name, rows, int(np.prod(shape)))
-    weights = check_importance(name, importance, rows.shape[1])
-    if reach < np.inf:
-        check_range(name, rows, reach)
+    check_range(name, rows, steps * HALF)
     blocks = rows.shape[1] // int(np.prod(shape))
-    return rows.reshape(rows.shape[0], blocks, *shape), weights.reshape(blocks if weights.size else 0, *shape)
+    costs, means = (
+        values.reshape(blocks if values.size else 0, *shape)
+        for values in check_importance(name, importance, mean, rows.shape[1])
+    )
+    return rows.reshape(rows.shape[0], blocks, *shape), costs, means
+
+
+def side_by_side(values: F32) -> F32:
+    """(super-blocks, 256) with the sixteen blocks of 16 of each side by side: element i of block j at 16 * i + j."""
+    return np.ascontiguousarray(values.reshape(-1, 16, 16).transpose(0, 2, 1)).reshape(values.shape)
 
 
 def means(importance: F32 | None, weights: F32) -> tuple[F32, F32]:

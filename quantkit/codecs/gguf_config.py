@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,10 @@ import numpy as np
 from quantkit import arch as architectures
 from quantkit.arch import Architecture
 from quantkit.codecs.gguf_kv import KeyValue, require, shortest
-from quantkit.codecs.gguf_names import ROPE_FREQS
+from quantkit.codecs.gguf_tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.values import F32
 
-# GGUF key (after "<architecture>.") -> config.json key, kind; both directions read this.
-_TABLE = {
-    "block_count": ("num_hidden_layers", "UINT32"),
-    "context_length": ("max_position_embeddings", "UINT32"),
-    "embedding_length": ("hidden_size", "UINT32"),
-    "feed_forward_length": ("intermediate_size", "UINT32"),
-    "attention.head_count": ("num_attention_heads", "UINT32"),
-    "attention.head_count_kv": ("num_key_value_heads", "UINT32"),
-    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "FLOAT32"),
-    "vocab_size": ("vocab_size", "UINT32"),
-}
 # GGUF key -> key of rope_parameters, kind, for the scaling types that llama.cpp computes from numbers alone.
 _SCALING = {
     "linear": {"rope.scaling.factor": ("factor", "FLOAT32")},
@@ -39,27 +29,25 @@ _SCALING = {
         "rope.scaling.yarn_beta_slow": ("beta_slow", "FLOAT32"),
     },
 }
+_LONGROPE = ("short_factor", "long_factor", "original_max_position_embeddings")
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-_HANDLED = {  # by code rather than by table; scaling.finetuned is a note that no graph reads
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.finetuned",
-    "attention.key_length", "attention.value_length",
-}  # fmt: skip
-_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}  # of transformers' LlamaConfig
+_HEAD = ("attention.key_length", "attention.value_length")  # said only where they are not hidden_size / heads
+_REQUIRED = {"block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
+             "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"}  # fmt: skip
+_NOTES = {"rope.scaling.type", "rope.scaling.finetuned", "vocab_size"}  # read by code, or by no graph
 _TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 
 
 def encode(arch: Architecture, config: Mapping[str, Any]) -> list[KeyValue]:
     """The pairs under "<architecture>." for a parsed config.json. Raises UnsupportedError, SourceError."""
-    lengths = architectures.dims(arch, config)
-    full = {**_DEFAULTS, "num_key_value_heads": config["num_attention_heads"], **_given(config)}
-    full["max_position_embeddings"] = context_length(config)
-    scale = rope(config)
-    pairs = [KeyValue(f"{arch.gguf}.{key}", full[name], kind) for key, (name, kind) in _TABLE.items()]
-    pairs.append(KeyValue(f"{arch.gguf}.rope.dimension_count", lengths["head_dim"], "UINT32"))
-    pairs.append(KeyValue(f"{arch.gguf}.rope.freq_base", float(scale["rope_theta"]), "FLOAT32"))
-    if lengths["head_dim"] * config["num_attention_heads"] != config["hidden_size"]:
-        for part in ("key", "value"):
-            pairs.append(KeyValue(f"{arch.gguf}.attention.{part}_length", lengths["head_dim"], "UINT32"))
+    full = values(arch, config)
+    plain_heads = full["head_dim"] * full["num_attention_heads"] == full["hidden_size"]
+    pairs = [
+        KeyValue(f"{arch.gguf}.{key}", float(full[name]) if kind == "FLOAT32" else full[name], kind)
+        for key, (name, kind) in arch.pairs.items()
+        if full.get(name) is not None and not (key in _HEAD and plain_heads)
+    ]
+    scale = rope(architectures.standard(arch, config)) if "rope.freq_base" in arch.pairs else {"rope_type": "default"}
     if scale["rope_type"] in _SCALING:
         pairs.append(KeyValue(f"{arch.gguf}.rope.scaling.type", scale["rope_type"], "STRING"))
         for key, (name, kind) in _SCALING[scale["rope_type"]].items():
@@ -68,16 +56,49 @@ def encode(arch: Architecture, config: Mapping[str, Any]) -> list[KeyValue]:
     return pairs
 
 
-def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if value is not None}
+def values(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the keys of `arch.pairs` stand for: the standard config.json, the rotary base and the context."""
+    full = architectures.standard(arch, config)
+    if "rope.freq_base" in arch.pairs:
+        if arch.permuted and full["rotary_dim"] != full["head_dim"]:
+            raise UnsupportedError(
+                f"config.json: partial_rotary_factor makes {full['rotary_dim']} of {full['head_dim']} dimensions rotary; "
+                f"the GGUF graph of {arch.model_type} rotates all of them"
+            )
+        scale = rope(full)
+        full["rope_theta"] = scale["rope_theta"]
+        if scale["rope_type"] == "longrope":
+            full["rope_attention_factor"] = _longrope_factor(arch, scale, full["max_position_embeddings"])
+    _check_attention(full)
+    return full | {"context_length": context_length(config)}
+
+
+def _longrope_factor(arch: Architecture, scale: Mapping[str, Any], context: int) -> float:
+    """What longrope multiplies queries and keys by, as transformers has it."""
+    if "rope.scaling.attn_factor" not in arch.pairs:
+        raise UnsupportedError(f"config.json: rope_type 'longrope' is not supported for {arch.model_type}")
+    original = scale["original_max_position_embeddings"]
+    stretch = scale.get("factor") or context / original
+    plain = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    return float(scale.get("attention_factor") or plain)
+
+
+def _check_attention(full: Mapping[str, Any]) -> None:
+    """gemma's graphs divide by the root of the head's width, and for the 27B models by that of hidden_size / heads."""
+    scalar, large = full.get("query_pre_attn_scalar"), {"gemma2": 46, "gemma3_text": 62}.get(str(full["model_type"]))
+    width = full["hidden_size"] // full["num_attention_heads"] if full["num_hidden_layers"] == large else full["head_dim"]
+    if scalar is not None and scalar != width:
+        raise UnsupportedError(f"config.json: query_pre_attn_scalar = {scalar}; the GGUF graph computes with {width}")
 
 
 def context_length(config: Mapping[str, Any]) -> int:
-    """The context, tokens, within which GGUF's graph computes what the model of a config.json does: it attends to
-    everything, so a sliding window (Mistral 7B v0.1: 4096 of 32768) ends it."""
-    full = {**_DEFAULTS, **_given(config)}
-    length, window = int(full["max_position_embeddings"]), full.get("sliding_window")
-    return min(length, int(window)) if window and full["model_type"] == "mistral" else length
+    """The context, tokens, within which GGUF's graph computes what the model of a config.json does: where it attends to
+    everything, a sliding window (Mistral 7B v0.1: 4096 of 32768) ends it."""
+    arch = architectures.find(config)
+    full = architectures.standard(arch, config)
+    length, window = int(full.get("max_position_embeddings", 2048)), full.get("sliding_window")
+    honoured = "attention.sliding_window" in arch.pairs or "use_sliding_window" in arch.fixed
+    return min(length, int(window)) if window and not honoured else length
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,22 +112,25 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
         raise SourceError(f"config.json: the rotary parameters are {given!r}, an object is expected")
     found = {key: value for key, value in given.items() if value is not None}
     legacy = found.pop("type", None)
+    if found.get("rope_type", legacy) in ("su", "longrope"):  # the older name
+        found["rope_type"] = "longrope"
     kind = found.setdefault("rope_type", legacy or "default")
     found.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     found.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if kind in ("yarn", "llama3"):
+    if kind in ("yarn", "llama3", "longrope"):
         inherited = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         found.setdefault("original_max_position_embeddings", inherited)
-    needed = {"default": (), "linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3}
+    needed = {"default": (), "linear": ("factor",), "yarn": ("factor",), "llama3": _LLAMA3, "longrope": _LONGROPE}
     if str(kind) not in needed:
         raise UnsupportedError(f"config.json: rope_type {kind!r} is not supported; supported: {', '.join(needed)}")
     if missing := [key for key in needed[kind] if found.get(key) is None]:
         raise SourceError(f"config.json: rope_type {kind!r} lacks {', '.join(missing)}; it has {sorted(found)}")
-    numbers = {key: found[key] for key in ("rope_theta", *needed[kind])}
+    numbers = {key: found[key] for key in ("rope_theta", *needed[kind]) if not key.endswith("_factor") or kind != "longrope"}
     if odd := {key: value for key, value in numbers.items() if not isinstance(value, int | float) or value <= 0}:
         raise SourceError(f"config.json: these of rope_type {kind!r} must be positive numbers: {odd}")
     understood = {"rope_type", "rope_theta"} | set(needed[kind])
     understood |= {name for name, _ in _SCALING.get(kind, {}).values()}
+    understood |= {"factor", "attention_factor"} if kind == "longrope" else set()
     for key in found.keys() - understood:
         if found[key] is not None and not _harmless(key, found):
             raise UnsupportedError(f"config.json: {key} = {found[key]!r} of rope_type {kind!r} cannot be said in GGUF")
@@ -119,12 +143,17 @@ def _harmless(key: str, scale: Mapping[str, Any]) -> bool:
     if key == "attention_factor" and scale["rope_type"] == "yarn":
         return math.isclose(value, 0.1 * math.log(scale["factor"]) + 1.0, rel_tol=1e-6)
     plain = scale["rope_type"] in ("default", "linear") and key == "original_max_position_embeddings"
-    return plain or (key, value) in {("partial_rotary_factor", 1.0), ("truncate", True)}
+    return plain or key == "partial_rotary_factor" or (key, value) == ("truncate", True)  # the former is rotary_dim
 
 
 def extra_tensors(arch: Architecture, config: Mapping[str, Any]) -> dict[str, F32]:
     """GGUF-only tensors: for llama3 scaling rope_freqs.weight (head_dim / 2,), the divisor of each frequency."""
-    scale = rope(config)
+    if "rope.freq_base" not in arch.pairs:
+        return {}
+    scale = rope(architectures.standard(arch, config))
+    if scale["rope_type"] == "longrope":
+        factors = {ROPE_LONG: scale["long_factor"], ROPE_SHORT: scale["short_factor"]}
+        return {name: np.array(values, np.float32) for name, values in factors.items()}
     if scale["rope_type"] != "llama3":
         return {}
     return {ROPE_FREQS: _divisors(scale, architectures.dims(arch, config)["head_dim"])}
@@ -142,44 +171,67 @@ def _divisors(scale: Mapping[str, Any], head_dim: int) -> F32:
     return np.where(wavelength < context / high, np.float32(1.0), found).astype(np.float32)
 
 
-def decode(arch_name: str, kv: Mapping[str, Any], rope_freqs: F32 | None = None) -> dict[str, Any]:
-    """A config.json that transformers accepts, from a GGUF's pairs and its rope_freqs.weight if it has one.
+def decode(arch: Architecture, kv: Mapping[str, Any], extra: Mapping[str, F32] = MappingProxyType({})) -> dict[str, Any]:
+    """A config.json that transformers accepts, from a GGUF's pairs and its rotary tensors (`extra_tensors`) if it has any.
 
-    `tie_word_embeddings` is left to the caller, who knows whether output.weight is there.
+    What only the presence of tensors says (`arch.when`, a tied head) is left to the caller.
     Raises UnsupportedError for a pair that changes the graph and that config.json cannot say, SourceError.
     """
-    arch = architectures.find_gguf(arch_name)
-    own = {key.removeprefix(arch_name + "."): value for key, value in kv.items() if key.startswith(arch_name + ".")}
-    own.setdefault("vocab_size", len(kv.get("tokenizer.ggml.tokens", ())))
+    own = {key.removeprefix(arch.gguf + "."): value for key, value in kv.items() if key.startswith(arch.gguf + ".")}
     own.setdefault("attention.head_count_kv", own.get("attention.head_count"))
-    config: dict[str, Any] = {"architectures": [arch.model_class], "model_type": arch.model_type, "hidden_act": "silu"}
-    for key, (name, kind) in _TABLE.items():
-        value = require({f"{arch_name}.{key}": own[key]} if key in own else {}, f"{arch_name}.{key}")
-        if isinstance(value, list):
-            raise UnsupportedError(f"{arch_name}.{key} differs by layer ({value[:4]} ...): not supported")
-        config[name] = shortest(value) if kind == "FLOAT32" else value
-    config["head_dim"] = _head_dim(arch_name, own, config)
-    config["rope_parameters"] = _rope_of(arch_name, own, config, rope_freqs)
+    config: dict[str, Any] = {"architectures": [arch.model_class], "model_type": arch.model_type}
+    config |= {key: values[0] for key, values in arch.fixed.items()}
+    standard: dict[str, Any] = {"vocab_size": own.get("vocab_size") or len(kv.get("tokenizer.ggml.tokens", ()))}
+    for key, (name, kind) in arch.pairs.items():
+        if key in own or key in _REQUIRED:
+            value = require({f"{arch.gguf}.{key}": own[key]} if key in own else {}, f"{arch.gguf}.{key}")
+            if isinstance(value, list):
+                raise UnsupportedError(f"{arch.gguf}.{key} differs by layer ({value[:4]} ...): not supported")
+            standard[name] = shortest(value) if kind == "FLOAT32" else value
+    standard["max_position_embeddings"] = standard.pop("context_length", None)
+    standard["head_dim"] = _head_dim(arch, own, standard)
+    rotary = standard.pop("rotary_dim", standard["head_dim"])
+    standard.pop("rope_theta", None)
+    attention_factor = standard.pop("rope_attention_factor", None)
+    if "rope.freq_base" in arch.pairs:
+        scale = _rope_of(arch.gguf, own, standard, extra)
+        if scale["rope_type"] == "longrope" and attention_factor:
+            scale["attention_factor"] = attention_factor
+        partial = {"partial_rotary_factor": rotary / standard["head_dim"]} if rotary != standard["head_dim"] else {}
+        config["rope_parameters"] = scale | partial
+        if (local := standard.pop("rope_local_base_freq", None)) is not None:
+            kinds = {"full_attention": config["rope_parameters"], "sliding_attention": {"rope_theta": local}}
+            config["rope_parameters"] = {kind: {"rope_type": "default", **values} for kind, values in kinds.items()}
+    if "head_dim" not in arch.defaults and standard["head_dim"] == standard["hidden_size"] // standard["num_attention_heads"]:
+        del standard["head_dim"]  # some configurations derive it and take none
+    config |= {arch.keys.get(key, key): value for key, value in standard.items() if value is not None}
     for name, key in _TOKEN_IDS.items():
         config[name] = kv.get(f"tokenizer.ggml.{key}")
     scaling = _SCALING.get(own.get("rope.scaling.type", ""), {})
-    for key in own.keys() - _TABLE.keys() - _HANDLED - scaling.keys():
+    for key in own.keys() - arch.pairs.keys() - set(_HEAD) - _NOTES - scaling.keys() - {"rope.dimension_count"}:
         if own[key]:  # a zero count or a false flag says what is the case anyway
-            raise UnsupportedError(f"{arch_name}.{key} = {own[key]!r}: quantkit does not know this part of the graph")
+            raise UnsupportedError(f"{arch.gguf}.{key} = {own[key]!r}: quantkit does not know this part of the graph")
     architectures.dims(arch, config)
     return config
 
 
-def _head_dim(name: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    default = config["hidden_size"] // config["num_attention_heads"]
+def _head_dim(arch: Architecture, own: Mapping[str, Any], standard: Mapping[str, Any]) -> int:
+    default = standard["hidden_size"] // standard["num_attention_heads"]
     head_dim = int(own.get("attention.key_length", default))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if own.get(key, head_dim) != head_dim:
-            raise UnsupportedError(f"{name}.{key} = {own[key]} differs from the key's length {head_dim}: not supported")
+    rotary = own.get("rope.dimension_count", head_dim)
+    if own.get("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedError(
+            f"{arch.gguf}.attention.value_length = {own['attention.value_length']} differs from the key's length "
+            f"{head_dim}: not supported"
+        )
+    if rotary > head_dim or (arch.permuted and rotary != head_dim):
+        raise UnsupportedError(
+            f"{arch.gguf}.rope.dimension_count = {rotary} differs from the key's length {head_dim}: not supported"
+        )
     return head_dim
 
 
-def _rope_of(name: str, own: Mapping[str, Any], config: Mapping[str, Any], divisors: F32 | None) -> dict[str, Any]:
+def _rope_of(name: str, own: Mapping[str, Any], config: Mapping[str, Any], extra: Mapping[str, F32]) -> dict[str, Any]:
     scale = {"rope_theta": shortest(own.get("rope.freq_base", 10000.0)), "rope_type": "default"}
     kind = own.get("rope.scaling.type", "none")
     if kind != "none":
@@ -190,8 +242,13 @@ def _rope_of(name: str, own: Mapping[str, Any], config: Mapping[str, Any], divis
         for key, (parameter, number) in _SCALING[kind].items():
             if key in own:
                 scale[parameter] = shortest(own[key]) if number == "FLOAT32" else own[key]
-    if divisors is None:
+    if ROPE_LONG in extra and ROPE_SHORT in extra:
+        factors = {"long_factor": extra[ROPE_LONG].tolist(), "short_factor": extra[ROPE_SHORT].tolist()}
+        original = {"original_max_position_embeddings": config.get("original_max_position_embeddings")}
+        return {**scale, "rope_type": "longrope", **factors, **original}
+    if ROPE_FREQS not in extra:
         return scale
+    divisors = extra[ROPE_FREQS]
     # GGUF keeps llama3 scaling only as its result: try the parameters in use and take those that give it exactly.
     for context in (8192, 4096, 16384, 32768, 2048, 1024, 512, 65536, 131072):
         guess = dict(zip(_LLAMA3, (shortest(divisors.max()), 1.0, 4.0, context), strict=True))

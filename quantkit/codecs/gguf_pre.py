@@ -1,101 +1,48 @@
 """Pre-tokenizers of byte-level BPE: the name in tokenizer.ggml.pre <-> the definition in tokenizer.json.
 
 llama.cpp compiles one set of regular expressions per name (src/llama-vocab.cpp); a tokenizer.json spells them out.
-One table serves both directions. llama.cpp normalises nothing, so NFC in a definition is neither told apart nor kept
-apart: text that is not in NFC meets different tokens there than in transformers, for every converter.
+One table (gguf_pre_table.py) serves both directions. llama.cpp normalises nothing, so NFC in a definition is neither told
+apart nor kept apart: text that is not in NFC meets different tokens there than in transformers, for every converter.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from quantkit.codecs.gguf_pre_table import ANY_CASE, GPT2, TABLE, Pre, Step, split
 from quantkit.errors import UnsupportedError
 
-Step = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Pre:
-    """`steps`: the pre_tokenizers of tokenizer.json in order. `also`: llama.cpp's other names for the same rules."""
-
-    steps: tuple[Step, ...]
-    nfc: bool = False
-    ignore_merges: bool = False
-    add_bos: bool = False  # what llama.cpp does when tokenizer.ggml.add_bos_token is absent
-    also: tuple[str, ...] = ()
-
-
-def _split(regex: str) -> Step:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-def _bytes(words: bool) -> Step:
-    """To the byte alphabet; with `words`, GPT-2's own expression splits first."""
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": words}
-
-
-def _digits(individual: bool) -> Step:
-    return {"type": "Digits", "individual_digits": individual}
-
-
-_ANY_CASE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPELT_OUT = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
-_QWEN2 = _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_HEAD = r"[^\r\n\p{L}\p{N}]?"
-_TEKKEN = f"{_HEAD}{_UPPER}*{_LOWER}+|{_HEAD}{_UPPER}+{_LOWER}*" + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
-_GPT4O = (
-    f"{_HEAD}{_UPPER}*{_LOWER}+{_ANY_CASE}?|{_HEAD}{_UPPER}+{_LOWER}*{_ANY_CASE}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
+_CONTRACTIONS = (  # other spellings of ANY_CASE
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])",
+    r"'(?i:[sdmt]|ll|ve|re)",
+    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])",
 )
-_DEEPSEEK3 = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*""" + _SPACES
-)
-
-# Of several names with the same rules the first is written; only llama.cpp's detokenising tells them apart.
-TABLE: Mapping[str, Pre] = {
-    "gpt-2": Pre((_bytes(True),), also=("phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "mellum", "exaone4")),
-    "smollm": Pre(
-        (_digits(True), _bytes(True)), also=("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-    ),
-    "llama-bpe": Pre(
-        (_split(_LLAMA3), _bytes(False)), ignore_merges=True, add_bos=True,
-        also=("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-    ),
-    "smaug-bpe": Pre((_split(_LLAMA3), _bytes(False)), also=("dbrx",)),
-    "qwen2": Pre(
-        (_split(_QWEN2), _bytes(False)), nfc=True, also=("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "kormo")
-    ),
-    "tekken": Pre((_split(_TEKKEN), _bytes(False)), ignore_merges=True, add_bos=True),
-    "gpt-4o": Pre((_split(_GPT4O), _bytes(False)), also=("llama4", "kanana2")),
-    "deepseek-v3": Pre((_split(r"\p{N}{1,3}"), _split("[一-龥぀-ゟ゠-ヿ]+"), _split(_DEEPSEEK3), _bytes(False))),
-    "falcon": Pre(
-        ({"type": "Punctuation", "behavior": "Contiguous"}, _bytes(True), _digits(False), _split("[0-9][0-9][0-9]"))
-    ),
-}  # fmt: skip
 
 
 def find(definition: Mapping[str, Any]) -> str:
-    """The name whose rules a parsed tokenizer.json spells out. Raises UnsupportedError naming the nearest."""
-    shape = _shape(definition)
-    shapes = {name: _shape(encode(name)) for name in TABLE}
-    for name, other in shapes.items():
-        if shape == other:
+    """The name whose rules a parsed tokenizer.json spells out. Raises UnsupportedError naming the nearest.
+
+    A name that differs in model.ignore_merges alone will do if merges make every token whole: then the flag changes nothing.
+    """
+    rules = _rules(definition)
+    ignore_merges = bool(definition["model"].get("ignore_merges"))
+    same = [name for name in TABLE if _rules(encode(name)) == rules]
+    for name in same:
+        if TABLE[name].ignore_merges == ignore_merges:
             return name
-    nearest = max(shapes, key=lambda name: difflib.SequenceMatcher(None, shapes[name], shape, autojunk=False).ratio())
-    raise UnsupportedError(
-        "tokenizer.json: no pre-tokenizer of llama.cpp that quantkit knows has these rules:\n"
-        f"  met:     {shape}\n  nearest: {shapes[nearest]} ({nearest})\n"
-        "If llama.cpp has a name for them, or the nearest will do, say so in the recipe: "
-        f"`tokenizer: {{pre: {nearest}}}`"
-    )
+    if same:
+        if broken := _unmerged(definition):
+            raise UnsupportedError(
+                f"tokenizer.json: ignore_merges is {str(ignore_merges).lower()}, llama.cpp's {same[0]} has the opposite, and "
+                f"{len(broken)} tokens differ by it, {broken[0]!r} among them; if that will do, say so in the recipe: "
+                f"`tokenizer: {{pre: {same[0]}}}`"
+            )
+        return same[0]
+    raise UnsupportedError(_nearest(rules))
 
 
 def get(name: str) -> Pre:
@@ -105,6 +52,13 @@ def get(name: str) -> Pre:
             return pre
     known = sorted({*TABLE, *(name for pre in TABLE.values() for name in pre.also)})
     raise UnsupportedError(f"tokenizer.ggml.pre {name!r} is not supported; supported: {', '.join(known)}")
+
+
+def known_difference(definition: Mapping[str, Any], name: str | None = None) -> str | None:
+    """Why llama.cpp's tokens may differ from a tokenizer.json's under its rules, or `name`'s; None where they may not."""
+    if name is None and definition["model"].get("byte_fallback"):
+        return None
+    return "; ".join(get(name or find(definition)).differs.values()) or None
 
 
 def encode(name: str) -> dict[str, Any]:
@@ -118,14 +72,6 @@ def encode(name: str) -> dict[str, Any]:
     }
 
 
-def _shape(definition: Mapping[str, Any]) -> str:
-    """A definition's rules as comparable text: spellings that mean the same are written the same."""
-    steps = [part for step in flatten(definition.get("pre_tokenizer")) for part in _canonical(step)]
-    normalizers = [step for step in flatten(definition.get("normalizer")) if step != {"type": "NFC"}]
-    ignore_merges = bool(definition["model"].get("ignore_merges"))
-    return json.dumps([*normalizers, *steps, {"ignore_merges": ignore_merges}], ensure_ascii=False, sort_keys=True)
-
-
 def flatten(step: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """A tokenizer.json component as the list of its steps, Sequences opened."""
     if not step:
@@ -134,13 +80,83 @@ def flatten(step: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [dict(step)] if inner is None else [part for each in inner for part in flatten(each)]
 
 
+def _rules(definition: Mapping[str, Any]) -> list[Step]:
+    """A definition's normalizers and pre-tokenizers in order: spellings that mean the same are written the same."""
+    normalizers = [step for step in flatten(definition.get("normalizer")) if step != {"type": "NFC"}]
+    return normalizers + [part for step in flatten(definition.get("pre_tokenizer")) for part in _canonical(step)]
+
+
 def _canonical(step: Step) -> list[Step]:
     if step["type"] == "ByteLevel":
-        words = [_split(_GPT2)] if step.get("use_regex", True) else []
+        words = [split(GPT2)] if step.get("use_regex", True) else []
         return [*words, {"type": "ByteLevel", "add_prefix_space": step.get("add_prefix_space", True)}]
+    if step["type"] == "Digits":
+        return [split(r"\p{N}" if step.get("individual_digits") else r"\p{N}+")]
     if step["type"] == "Split" and "Regex" in step["pattern"]:
-        regex = step["pattern"]["Regex"].replace(_SPELT_OUT, _ANY_CASE)
+        regex = _spelling(step["pattern"]["Regex"])
         # "keep what matches" is "isolate what matches" where the expression leaves nothing over, as these do.
         kept = step["behavior"] == "Removed" and step.get("invert")
-        return [_split(regex)] if kept else [{**step, "pattern": {"Regex": regex}, "invert": bool(step.get("invert"))}]
+        return [split(regex)] if kept else [{**step, "pattern": {"Regex": regex}, "invert": bool(step.get("invert"))}]
     return [step]
+
+
+def _spelling(regex: str) -> str:
+    r"""One spelling of expressions that match the same: \s* takes line ends too, so one [\r\n] after it is as good as many;
+    the possessive quantifiers met here stand where giving back would not help a match."""
+    for other in _CONTRACTIONS:
+        regex = regex.replace(other, ANY_CASE)
+    regex = regex.replace("\r", r"\r").replace("\n", r"\n").replace("{1}", "").replace(r"|\s*[\r\n]+|", r"|\s*[\r\n]|")
+    return re.sub(r"(?<=[\])}a-zA-Z][?*+])\+", "", regex)
+
+
+def _unmerged(definition: Mapping[str, Any]) -> list[str]:
+    """The tokens that merges alone do not make."""
+    from tokenizers import Tokenizer as Engine
+
+    model = {**definition["model"], "ignore_merges": False}
+    engine = Engine.from_str(json.dumps({**definition, "model": model, "added_tokens": []})).model
+    return [token for token in model["vocab"] if len(engine.tokenize(token)) != 1]
+
+
+def _nearest(rules: Sequence[Step]) -> str:
+    """What to say of rules that no name has."""
+    shapes = {name: _rules(encode(name)) for name in TABLE}
+    met = _text(rules)
+
+    def likeness(name: str) -> float:
+        return difflib.SequenceMatcher(None, _text(shapes[name]), met, autojunk=False).ratio()
+
+    name = max(shapes, key=likeness)
+    here, there = list(_parts(rules)), list(_parts(shapes[name]))
+    only = {
+        f"only in {name}": [part for part in there if part not in here],
+        "only in tokenizer.json": [part for part in here if part not in there],
+    }
+    difference = "".join(f"\n  {where}: {' '.join(parts)}" for where, parts in only.items() if parts) or "\n  in their order"
+    return (
+        "tokenizer.json: no pre-tokenizer of llama.cpp that quantkit knows has these rules:\n"
+        f"  met:     {met}\n  nearest: {_text(shapes[name])} ({name})\nThey differ:{difference}\n"
+        f"If llama.cpp has a name for them, or the nearest will do, say so in the recipe: `tokenizer: {{pre: {name}}}`"
+    )
+
+
+def _text(rules: Sequence[Step]) -> str:
+    return json.dumps(rules, ensure_ascii=False, sort_keys=True)
+
+
+def _parts(rules: Sequence[Step]) -> Iterator[str]:
+    """The steps one by one, a regular expression as its alternatives."""
+    for step in rules:
+        pattern = step.get("pattern", {})
+        if "Regex" not in pattern:
+            yield json.dumps(step, ensure_ascii=False, sort_keys=True)
+            continue
+        part, depth = "", 0
+        for letter in pattern["Regex"]:
+            depth += (letter in "([") - (letter in ")]")
+            if letter == "|" and depth == 0:
+                yield part
+                part = ""
+            else:
+                part += letter
+        yield part

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -63,7 +64,37 @@ def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) 
     if not state:
         library.llama_model_free(model)
         raise ResourceError(f"llama.cpp makes no context of {context} tokens for {path}: {_reason()}")
-    return _Runner(library, model, state, context, f"llama.cpp (llama-cpp-python {available()})")
+    return _Runner(library, model, state, context, name())
+
+
+def name() -> str:
+    """The engine with its version, as every figure carries it."""
+    return f"llama.cpp (llama-cpp-python {available()})"
+
+
+@contextmanager
+def vocabulary(path: Path) -> Iterator[Callable[[str], list[int]]]:
+    """The file's tokenizer while the block runs, no weights loaded: text -> ids, nothing added, special tokens' names taken
+    for text. Errors as of `open_runner`."""
+    library = _library()
+    _log.clear()
+    settings = _model_settings(library)
+    settings.vocab_only = True
+    model = library.llama_model_load_from_file(str(path).encode(), settings)
+    if not model:
+        raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {_reason()}")
+    held = library.llama_model_get_vocab(model)
+
+    def tokenize(text: str) -> list[int]:
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 8))()
+        count = library.llama_tokenize(held, data, len(data), ids, len(ids), False, False)
+        return list(ids[:count])
+
+    try:
+        yield tokenize
+    finally:
+        library.llama_model_free(model)
 
 
 @dataclass(slots=True)

@@ -1,87 +1,94 @@
-"""IQ4_NL and IQ4_XS: x ~ scale * level, with sixteen levels that lie closer together near zero than at the ends.
-
-The levels are a smooth curve of their codes: a polynomial of degree four gives every one of them exactly once it is
-rounded, and one of degree five the code of a value, wrong only within 2.5 % of a step around the midpoints, which the last
-rounding mends. So the search has neither tables nor branches, and vectorises.
-"""
+"""IQ4_NL, IQ4_XS and MXFP4: x ~ step * level, with fifteen or sixteen levels that are not equally far apart."""
 
 import numpy as np
 
-from quantkit.kernels.feedback import lean, miss
-from quantkit.kernels.halves import TINY, covering_half, from_half, to_half
+from quantkit.kernels.balance import balance_levels
+from quantkit.kernels.halves import TINY, covering_half, from_half, near_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
-from quantkit.kernels.symmetric import find_peaks
 
 BLOCK = 32
-_LEAST = np.float32(-127)
-_GREATEST = np.float32(113)
-_TOP = np.float32(15)
-# code ~ c0 + y (c1 + y (c2 + ...)) of a value y, level ~ l0 + code (l1 + ...): minimax fits to ggml's kvalues_iq4nl
-_C0, _C1, _C2 = np.float32(7.878435524), np.float32(0.08529235068), np.float32(1.950970607e-06)
-_C3, _C4, _C5 = np.float32(-2.743542624e-06), np.float32(-6.916324556e-10), np.float32(8.186579415e-11)
-_L0, _L1, _L2 = np.float32(-126.5664317), np.float32(24.17222344), np.float32(-1.371539478)
-_L3, _L4 = np.float32(0.03105468850), np.float32(0.001586901845)
-_COARSE = np.float32(3e-5)  # below, halves are steps of 2^-24: those on either side are tried
-_MARGIN = np.float32(1.000001)  # a gain within rounding is none
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+"""ggml's kvalues_iq4nl."""
+FP4 = np.array([-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+"""Twice the values of E2M1, in order; the sign of zero is plus."""
+_IQ4_MIDDLES = (IQ4[1:] + IQ4[:-1]) / np.float32(2)
+_IQ4_GAPS = IQ4[1:] - IQ4[:-1]
+_FP4_MIDDLES = (FP4[1:] + FP4[:-1]) / np.float32(2)
+_FP4_GAPS = FP4[1:] - FP4[:-1]
+_FP4_CODES = np.array([15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
-_WIDEST = np.float32(32)  # sub-scales of IQ4_XS: -32..31
+_STEPS = 7  # a side
+_MARGIN = np.float32(1.000001)  # a gain within rounding is none
 
 
 @kernel
-def level(code):
-    """The level of a code 0..15, both float32."""
-    return np.rint(_L0 + code * (_L1 + code * (_L2 + code * (_L3 + code * _L4))))
+def nearest_iq4(y):
+    """The level nearest to y, found without branches."""
+    level = IQ4[0]
+    for k in range(15):
+        level += _IQ4_GAPS[k] if y > _IQ4_MIDDLES[k] else _ZERO
+    return level
 
 
 @kernel
-def near_code(y):
-    """A code whose level is nearest y, or next to nearest where y is about halfway; float32."""
-    y = min(max(y, _LEAST), _GREATEST)
-    return np.rint(_C0 + y * (_C1 + y * (_C2 + y * (_C3 + y * (_C4 + y * _C5)))))
+def index_iq4(y):
+    index = np.uint8(0)
+    for k in range(15):
+        index += np.uint8(1) if y > _IQ4_MIDDLES[k] else np.uint8(0)
+    return index
+
+
+@kernel
+def nearest_fp4(y):
+    level = FP4[0]
+    for k in range(14):
+        level += _FP4_GAPS[k] if y > _FP4_MIDDLES[k] else _ZERO
+    return level
+
+
+@kernel
+def index_fp4(y):
+    index = np.uint8(0)
+    for k in range(14):
+        index += np.uint8(1) if y > _FP4_MIDDLES[k] else np.uint8(0)
+    return index
+
+
+@kernel
+def find_peak(x):
+    """The weight of greatest magnitude, with its sign."""
+    high = low = x[0]
+    for i in range(x.size):
+        high = x[i] if x[i] > high else high
+        low = x[i] if x[i] < low else low
+    return high if high > -low else low
 
 
 @kernel
 def level_sums(x, weight, inverse):
-    """Weighted sums of level * x and level^2 for the levels near x * inverse."""
+    """Weighted sums of level * x and level^2 for the levels nearest x * inverse."""
     products = squares = _ZERO
     for i in range(BLOCK):
-        q = level(near_code(x[i] * inverse))
-        weighted = weight[i] * q
+        level = nearest_iq4(x[i] * inverse)
+        weighted = weight[i] * level
         products += weighted * x[i]
-        squares += weighted * q
+        squares += weighted * level
     return products, squares
 
 
 @kernel
-def level_error(x, weight, scale):
-    """Weighted squared error of 32 weights under x ~ scale * level."""
-    inverse = _ONE / scale if scale != _ZERO else _ZERO
-    error = _ZERO
-    for i in range(BLOCK):
-        off = x[i] - scale * level(near_code(x[i] * inverse))
-        error += weight[i] * off * off
-    return error
-
-
-@kernel
-def search_scale(x, weight, peak, steps, nudges):
-    """The scale of least weighted error among those that put the peak at the levels `steps`, and `nudges` times the best of
-    these, the winner settled twice by rounding and solving again; with the curvature: sum of weight * level^2.
-    """
-    best = scale = step = curvature = _ZERO
+def search(x, weight):
+    """The scale of least weighted error: seven that put the peak near -127 and seven near 113 are solved in closed form, and
+    the best settles twice."""
+    peak = find_peak(x)
+    best = scale = _ZERO
     if abs(peak) < TINY:
-        return scale, curvature
-    for trial in range(steps.size):
-        products, squares = level_sums(x, weight, steps[trial] / peak)
-        fitted = products / squares if squares > _ZERO else _ZERO
-        better = fitted * products > best * _MARGIN
-        best = fitted * products if better else best
-        scale = fitted if better else scale
-        step = steps[trial] if better else step
-    for trial in range(nudges.size):
-        products, squares = level_sums(x, weight, step * nudges[trial] / peak)
+        return scale
+    for trial in range(2 * _STEPS):
+        side = np.float32(-136 + 5 * trial) if trial < _STEPS else np.float32(121 - 5 * (trial - _STEPS))
+        products, squares = level_sums(x, weight, side / peak)
         fitted = products / squares if squares > _ZERO else _ZERO
         better = fitted * products > best * _MARGIN
         best = fitted * products if better else best
@@ -90,180 +97,223 @@ def search_scale(x, weight, peak, steps, nudges):
         if scale != _ZERO:
             products, squares = level_sums(x, weight, _ONE / scale)
             scale = products / squares if squares > _ZERO else scale
-            curvature = squares
-    return scale, curvature
+    return scale
 
 
 @kernel
-def round_levels(x, inverse, quants, levels):
-    """Codes of the levels nearest x * inverse, the upper of two as near, into uint8 quants, and these levels."""
-    for i in range(BLOCK):
-        y = x[i] * inverse
-        code = near_code(y)
-        q = level(code)
-        lower, upper = level(max(code - _ONE, _ZERO)), level(min(code + _ONE, _TOP))
-        up = (upper - y <= y - q) & (upper > q)
-        down = (y - lower < q - y) & (lower < q)
-        code += (_ONE if up else _ZERO) - (_ONE if down else _ZERO)
-        levels[i] = upper if up else lower if down else q
-        quants[i] = np.uint8(np.int32(code))
-
-
-@kernel
-def fill_weights(x, weight):
-    """ggml's weights of the 4-bit codebook types without importance: x^2."""
+def square(x, weight):
+    """ggml's weights without importance: x^2."""
     for i in range(x.size):
         weight[i] = x[i] * x[i]
 
 
 @kernel
-def near_scale(x, weight, scale):
-    """Bits of the half nearest `scale`; where halves are coarse, of the better of the two around it."""
-    bits = to_half(scale)
-    if abs(scale) > _COARSE or scale == _ZERO:
-        return bits
-    low = np.int32(abs(scale) * np.float32(16777216))
-    sign = np.int32(0x8000) if scale < _ZERO else np.int32(0)
-    one, other = np.int32(low | sign), np.int32((low + 1) | sign)
-    return one if level_error(x, weight, from_half(one)) < level_error(x, weight, from_half(other)) else other
+def level_error(x, weight, scale):
+    """Weighted squared error of the levels nearest under `scale`."""
+    inverse = _ONE / scale if scale != _ZERO else _ZERO
+    error = _ZERO
+    for i in range(BLOCK):
+        miss = x[i] - scale * nearest_iq4(x[i] * inverse)
+        error += weight[i] * miss * miss
+    return error
 
 
 @kernel
-def encode(rows, importance, means, gains, steps, nudges, out):
+def round_levels(x, scale, quants):
+    """Indices of the nearest levels into uint8 quants."""
+    inverse = _ONE / scale if scale != _ZERO else _ZERO
+    for i in range(BLOCK):
+        quants[i] = index_iq4(x[i] * inverse)
+
+
+@kernel
+def encode(rows, costs, means, out):
     """IQ4_NL of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9).
 
-    importance: (blocks, 32), or of size 0, when the weights are x^2; means, gains: (blocks, 32) for `feedback`, or of size
-    0; steps, nudges: of `search_scale`, which takes the place of ggml's quantize_row_iq4_nl_impl (MIT): that tries sixteen
-    scales within 6 % of the one that puts the peak at -127, and settles none.
+    costs, means: (blocks, 32), or of size 0; without costs ggml's weights, x^2. ggml's quantize_row_iq4_nl_impl (MIT) tries
+    fifteen scales on one side.
     """
-    bits = rows.view(np.int32)
-    peaks = np.empty(rows.shape[1], np.float32)
     weight = np.empty(BLOCK, np.float32)
-    leaning = np.empty(BLOCK, np.float32)
-    levels = np.empty(BLOCK, np.float32)
-    quants = np.empty(BLOCK, np.uint8)
-    words = quants.view(np.uint64)
+    quants = np.empty((rows.shape[1], BLOCK), np.uint8)
+    steps = np.empty(rows.shape[1], np.float32)
+    scratch = np.empty((2, *means.shape), np.float32)
     for row in range(rows.shape[0]):
-        find_peaks(bits[row], peaks)
-        owed = _ZERO
-        for block in range(peaks.size):
-            x = rows[row, block]
-            if importance.size > 0:
-                weight = importance[block]
-            else:
-                fill_weights(x, weight)
-            scale, _ = search_scale(x, weight, peaks[block], steps, nudges)
-            half = near_scale(x, weight, scale)
-            scale = from_half(half)
-            inverse = _ONE / scale if scale != _ZERO else _ZERO
-            if means.size > 0:
-                lean(x, owed, gains[block], np.float32(16) * scale, leaning)
-                round_levels(leaning, inverse, quants, levels)
-                owed += miss(x, means[block], scale, _ZERO, levels)
-            else:
-                round_levels(x, inverse, quants, levels)
-            out[row, block, 0] = np.uint16(half)
-            store_codes(words, False, out[row, block], 1)
-
-
-@kernel
-def common_step(scales, curvatures, widest):
-    """The step d of least sum of curvature * (scale - d * code)^2 over eight scales, codes within -32..31.
-
-    widest: the scale of greatest magnitude, which is put at -32.6 to -28.2 or, of the other sign, at 31.6 to 27.2; each set
-    of codes is solved in closed form.
-    """
-    best = step = _ZERO
-    for trial in range(24):
-        span = np.float32(32.6) - np.float32(0.4) * np.float32(trial % 12)
-        inverse = (-span if trial < 12 else span - _ONE) / widest
-        products = squares = _ZERO
-        for j in range(scales.size):
-            code = np.rint(min(max(scales[j] * inverse, -_WIDEST), _WIDEST - _ONE))
-            products += curvatures[j] * code * scales[j]
-            squares += curvatures[j] * code * code
-        fitted = products / squares if squares > _ZERO else _ZERO
-        better = fitted * products > best * _MARGIN
-        best = fitted * products if better else best
-        step = fitted if better else step
-    return step if step != _ZERO else widest / -_WIDEST
-
-
-@kernel
-def sub_scale(x, weight, scale, step):
-    """The code within -32..31 that leaves 32 weights the least error under x ~ step * code * level: of the three nearest
-    scale / step.
-    """
-    middle = np.rint(min(max(scale / step, -_WIDEST), _WIDEST - _ONE)) if step != _ZERO else _ZERO
-    best, least = middle, level_error(x, weight, step * middle)
-    for side in range(2):
-        code = middle + (_ONE if side else -_ONE)
-        if (code >= -_WIDEST) & (code < _WIDEST):
-            error = level_error(x, weight, step * code)
-            best = code if error < least else best
-            least = min(error, least)
-    return best
-
-
-@kernel
-def encode_super(rows, importance, means, gains, steps, nudges, out):
-    """IQ4_XS of float32 rows (n, super-blocks, 8, 32) into uint16 out (n, super-blocks, 68); the other arguments as
-    `encode`'s, of (super-blocks, 8, 32).
-
-    A half d, sixteen bits of the sub-scales' upper pairs, 4 bytes of their lower nibbles, 128 of codes; x = d * (sub-scale
-    - 32) * level. d is fitted to all eight blocks' scales by what each costs, then every sub-scale is chosen by the error
-    it really leaves; ggml takes d from the greatest scale alone and rounds the others.
-    """
-    bits = rows.view(np.int32)
-    peaks = np.empty(8, np.float32)
-    scales = np.empty(8, np.float32)
-    curvatures = np.empty(8, np.float32)
-    weight = np.empty((8, BLOCK), np.float32)
-    leaning = np.empty(BLOCK, np.float32)
-    levels = np.empty(BLOCK, np.float32)
-    quants = np.empty(BLOCK, np.uint8)
-    words = quants.view(np.uint64)
-    for row in range(rows.shape[0]):
-        owed = _ZERO
         for block in range(rows.shape[1]):
-            find_peaks(bits[row, block], peaks)
-            if importance.size > 0:
-                weight = importance[block]
-            widest = _ZERO
-            for j in range(8):
-                x = rows[row, block, j]
-                if importance.size == 0:
-                    fill_weights(x, weight[j])
-                scales[j], curvatures[j] = search_scale(x, weight[j], peaks[j], steps, nudges)
-                widest = scales[j] if abs(scales[j]) > abs(widest) else widest
-            step = common_step(scales, curvatures, widest) if widest != _ZERO else _ZERO
-            half = to_half(step) if abs(step) > _COARSE else covering_half(step, _WIDEST, abs(widest))
-            step = from_half(half)
-            target = out[row, block]
-            target[0] = np.uint16(half)
-            target[1] = target[2] = target[3] = np.uint16(0)
-            for j in range(8):
-                x = rows[row, block, j]
-                code = sub_scale(x, weight[j], scales[j], step)
-                scale = step * code
-                inverse = _ONE / scale if scale != _ZERO else _ZERO
-                if means.size > 0:
-                    lean(x, owed, gains[block, j], np.float32(16) * scale, leaning)
-                    round_levels(leaning, inverse, quants, levels)
-                    owed += miss(x, means[block, j], scale, _ZERO, levels)
-                else:
-                    round_levels(x, inverse, quants, levels)
-                stored = np.uint32(np.int32(code) + 32)
-                target[1] |= np.uint16((stored >> np.uint32(4)) << np.uint32(2 * j))
-                target[2 + j // 4] |= np.uint16((stored & np.uint32(15)) << np.uint32(4 * (j % 4)))
-                store_codes(words, False, target, 4 + 8 * j)
+            x = rows[row, block]
+            if costs.size == 0:
+                square(x, weight)
+            scale = search(x, costs[block] if costs.size > 0 else weight)
+            bits = to_half(scale)
+            below = level_error(x, costs[block] if costs.size > 0 else weight, from_half(bits))
+            above = level_error(x, costs[block] if costs.size > 0 else weight, from_half(np.int32(bits + 1)))
+            bits = np.int32(bits + 1) if (above < below) & ((bits & 0x7FFF) < 0x7BFF) else bits
+            out[row, block, 0] = np.uint16(bits)
+            steps[block] = from_half(bits)
+            round_levels(x, steps[block], quants[block])
+        if means.size > 0:
+            balance_levels(rows[row], quants, steps, IQ4, costs, means, scratch[0], scratch[1])
+        for block in range(rows.shape[1]):
+            store_codes(quants[block].view(np.uint64), False, out[row, block], 1)
 
 
 @kernel
-def decode(data, scales, out):
-    """uint8 data (n, blocks, 16) and float32 scales (n, blocks) to float32 out (n, blocks, 2, 16)."""
-    for row in range(data.shape[0]):
-        for block in range(data.shape[1]):
+def common_step(scales, energies):
+    """The signed step that suits eight scales, as a half's bits: of those that put the largest at -32 and the fifteen codes
+    above, the one whose multiples lie nearest, weighted by what a relative miss costs, the block's energy."""
+    largest = _ZERO
+    for j in range(8):
+        largest = scales[j] if abs(scales[j]) > abs(largest) else largest
+    if abs(largest) < TINY:
+        return np.int32(0)
+    best, chosen = np.float32(np.inf), 0
+    for trial in range(16):
+        step = near_half(largest / np.float32(trial - 32))
+        error = _ZERO
+        for j in range(8):
+            scale = scales[j] if abs(scales[j]) > TINY else largest
+            miss = _ONE - step * np.rint(scale / step) / scale
+            error += energies[j] * miss * miss
+        if error < best:
+            best, chosen = error, trial
+    return covering_half(largest / np.float32(chosen - 32), np.float32(32.5), abs(largest))
+
+
+@kernel
+def best_code(x, weight, scale, step):
+    """Of the codes -32..31 around scale / step the one that leaves the least error."""
+    first = np.rint(scale / step) if step != _ZERO else _ZERO
+    best, chosen = np.float32(np.inf), _ZERO
+    for offset in range(-1, 2):
+        code = min(max(first + np.float32(offset), np.float32(-32)), np.float32(31))
+        error = level_error(x, weight, code * step)
+        if error < best:
+            best, chosen = error, code
+    return chosen, best
+
+
+@kernel
+def encode_superblocks(rows, costs, means, out):
+    """IQ4_XS of float32 rows (n, super-blocks, 8, 32) into uint8 out (n, super-blocks, 136).
+
+    costs, means: (super-blocks, 8, 32), or of size 0; without costs ggml's weights, x^2. As for IQ4_NL; the eight scales get
+    a common half step, codes by the error that they leave, and the step a refit to the stored codes.
+    """
+    alone = np.empty((8, BLOCK), np.float32)
+    scales, energies = np.empty(8, np.float32), np.empty(8, np.float32)
+    codes, again = np.empty(8, np.float32), np.empty(8, np.float32)
+    blocks = rows.shape[1] * 8
+    quants = np.empty((rows.shape[1], 8, BLOCK), np.uint8)
+    steps = np.empty(blocks, np.float32)
+    scratch = np.empty((2, blocks if means.size > 0 else 0, BLOCK), np.float32)
+    for row in range(rows.shape[0]):
+        for block in range(rows.shape[1]):
+            x = rows[row, block]
+            if costs.size == 0:
+                for j in range(8):
+                    square(x[j], alone[j])
+            weight = costs[block] if costs.size > 0 else alone
+            for j in range(8):
+                scales[j] = search(x[j], weight[j])
+                energy = _ZERO
+                for i in range(BLOCK):
+                    energy += weight[j, i] * x[j, i] * x[j, i]
+                energies[j] = energy
+            bits = common_step(scales, energies)
+            best = _ZERO
+            for j in range(8):
+                codes[j], error = best_code(x[j], weight[j], scales[j], from_half(bits))
+                best += error
+            products = squares = _ZERO
+            for j in range(8):
+                scale = codes[j] * from_half(bits)
+                product, part = level_sums(x[j], weight[j], _ONE / scale if scale != _ZERO else _ZERO)
+                products += codes[j] * product
+                squares += codes[j] * codes[j] * part
+            tried = to_half(products / squares if squares > _ZERO else _ZERO)
+            found = _ZERO
+            for j in range(8):
+                again[j], error = best_code(x[j], weight[j], scales[j], from_half(tried))
+                found += error
+            if found < best:
+                bits = tried
+                codes[:] = again
+            pack_scales(bits, codes, out[row, block])
+            for j in range(8):
+                steps[8 * block + j] = codes[j] * from_half(bits)
+                round_levels(x[j], steps[8 * block + j], quants[block, j])
+        if means.size > 0:
+            flat, flat_quants = rows[row].reshape(blocks, BLOCK), quants.reshape(blocks, BLOCK)
+            flat_costs, flat_means = costs.reshape(blocks, BLOCK), means.reshape(blocks, BLOCK)
+            balance_levels(flat, flat_quants, steps, IQ4, flat_costs, flat_means, scratch[0], scratch[1])
+        for block in range(rows.shape[1]):
+            for j in range(8):
+                for i in range(16):
+                    out[row, block, 8 + 16 * j + i] = quants[block, j, i] | (quants[block, j, 16 + i] << 4)
+
+
+@kernel
+def pack_scales(bits, codes, target):
+    """Bytes 0 to 7 of IQ4_XS: the half step, 8 upper bit pairs, 8 low nibbles of the codes + 32."""
+    target[0] = bits & 255
+    target[1] = bits >> 8
+    high = np.int32(0)
+    for j in range(4):
+        target[4 + j] = 0
+    for j in range(8):
+        code = np.int32(codes[j]) + 32
+        target[4 + j // 2] |= np.uint8((code & 15) << (4 * (j % 2)))
+        high |= (code >> 4) << (2 * j)
+    target[2] = high & 255
+    target[3] = high >> 8
+
+
+@kernel
+def power(exponent):
+    """2^(exponent - 128): E8M0 for twice the values of E2M1; exponent 0 and 1 are subnormal floats."""
+    shifted = np.int32(0x00200000 << min(exponent, 1))
+    normal = np.int32(max(exponent - 1, 0) << 23)
+    return np.int32(shifted if exponent < 2 else normal).view(np.float32)
+
+
+@kernel
+def fp4_error(x, weight, step):
+    inverse = _ONE / step
+    error = _ZERO
+    for i in range(BLOCK):
+        miss = x[i] - step * nearest_fp4(x[i] * inverse)
+        error += weight[i] * miss * miss
+    return error
+
+
+@kernel
+def encode_fp4(rows, costs, means, out):
+    """MXFP4 of float32 rows (n, blocks, 32) into uint8 out (n, blocks, 17): an exponent, then nibbles.
+
+    costs, means: (blocks, 32), or of size 0. Of three exponents around that of the peak, ggml's rule, the one of least error.
+    """
+    ones = np.ones(BLOCK, np.float32)
+    quants = np.empty((rows.shape[1], BLOCK), np.uint8)
+    steps = np.empty(rows.shape[1], np.float32)
+    scratch = np.empty((2, *means.shape), np.float32)
+    for row in range(rows.shape[0]):
+        for block in range(rows.shape[1]):
+            x = rows[row, block]
+            weight = costs[block] if costs.size > 0 else ones
+            peak = abs(find_peak(x))
+            own = np.int32((np.float32(peak).view(np.int32) >> 23) - 2)  # floor(log2(peak)) - 2 + 127
+            best, chosen = np.float32(np.inf), np.int32(0)
+            for offset in range(-1, 2):
+                exponent = np.int32(min(max(own + offset, 2), 254)) if peak > TINY else np.int32(0)
+                error = fp4_error(x, weight, power(exponent)) if peak > TINY else _ZERO
+                if error < best:
+                    best, chosen = error, exponent
+            out[row, block, 0] = np.uint8(chosen)
+            steps[block] = power(chosen) if peak > TINY else _ZERO
+            inverse = _ONE / steps[block] if peak > TINY else _ZERO
+            for i in range(BLOCK):
+                quants[block, i] = index_fp4(x[i] * inverse)
+        if means.size > 0:
+            balance_levels(rows[row], quants, steps, FP4, costs, means, scratch[0], scratch[1])
+        for block in range(rows.shape[1]):
             for i in range(16):
-                out[row, block, 0, i] = scales[row, block] * level(np.float32(data[row, block, i] & 15))
-                out[row, block, 1, i] = scales[row, block] * level(np.float32(data[row, block, i] >> 4))
+                out[row, block, 1 + i] = _FP4_CODES[quants[block, i]] | (_FP4_CODES[quants[block, 16 + i]] << 4)

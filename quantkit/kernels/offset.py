@@ -3,7 +3,7 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, any_coarse, extremes, search, storable_scale, weight_sums
-from quantkit.kernels.feedback import lean, miss
+from quantkit.kernels.balance import balance
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
@@ -62,13 +62,12 @@ def round_codes(x, low, inverse, top, quants):
 
 
 @kernel
-def encode(rows, importance, means, gains, top, trials, phases, out):
+def encode(rows, costs, means, top, trials, phases, out):
     """Q4_1 (top 15) or Q5_1 (top 31) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 10 or 12).
 
-    importance: (blocks, 32), or of size 0. Without it, least and greatest weight give the codes as in ggml, then
-    scale and offset are refitted to these by least squares: the squared error falls. With it, `affine.search`
-    minimises sum of importance * error^2; ggml's make_qkx3_quants (MIT) weighs by importance * sqrt(mean x^2 + x^2)
-    and confines the offset to <= 0. means, gains: (blocks, 32) for `feedback`, or of size 0.
+    costs, means: (blocks, 32), or of size 0. Without costs, least and greatest weight give the codes as in ggml, then scale
+    and offset are refitted to these by least squares: the squared error falls. With them, `affine.search` takes the place of
+    make_qkx3_quants (MIT), which also confines the offset to <= 0; with means, codes are balanced.
     """
     bits = rows.view(np.int32)
     lows = np.empty(rows.shape[1], np.float32)
@@ -78,26 +77,26 @@ def encode(rows, importance, means, gains, top, trials, phases, out):
     scale_halves = np.empty(rows.shape[1], np.uint16)
     offset_halves = np.empty(rows.shape[1], np.uint16)
     table = np.empty((4, 64), np.float32)
-    leaning = np.empty(BLOCK, np.float32)
     ones = np.ones(BLOCK, np.float32)
-    quants = np.empty(BLOCK, np.uint8)
-    words = quants.view(np.uint64)
+    few = np.empty(BLOCK, np.uint8)
+    words = few.view(np.uint64)
+    quants = np.empty((means.shape[0], BLOCK), np.uint8)
+    scratch = np.empty((2, *means.shape), np.float32)
     fifths = out.shape[2] > 10
     for row in range(rows.shape[0]):
         for block in range(lows.size):
             low, high = extremes(bits[row, block])
             lows[block] = low
             spreads[block] = high - low
-        if importance.size > 0:
+        if costs.size > 0:
             for block in range(lows.size):
                 x = rows[row, block]
                 low = lows[block]
                 high = low + spreads[block]
-                weight = importance[block]
-                weights, values = weight_sums(x, weight, low)
-                scale, offset = search(x, weight, low, high, weights, values, top, high, trials, phases, table)
+                weights, values = weight_sums(x, costs[block], low)
+                scale, offset = search(x, costs[block], low, high, weights, values, top, high, trials, phases, table)
                 lows[block] = offset
-                scales[block] = storable_scale(x, weight, scale, from_half(to_half(offset)), _ZERO, top)
+                scales[block] = storable_scale(x, costs[block], scale, from_half(to_half(offset)), _ZERO, top)
         else:
             for block in range(lows.size):
                 scales[block] = top / spreads[block] if spreads[block] > TINY else _ZERO
@@ -112,15 +111,18 @@ def encode(rows, importance, means, gains, top, trials, phases, out):
                     scales[block] = storable_scale(rows[row, block], ones, scales[block], offset, _ZERO, top)
         store_offsets(lows, spreads, scales, offset_halves)
         store_scales(scales, scale_halves)
-        owed = _ZERO
-        for block in range(lows.size):
-            out[row, block, 0] = scale_halves[block]
-            out[row, block, 1] = offset_halves[block]
-            if means.size > 0:
-                scale = from_half(np.int32(scale_halves[block]))
-                lean(rows[row, block], owed, gains[block], scale, leaning)
-                round_codes(leaning, lows[block], scales[block], top, quants)
-                owed += miss(rows[row, block], means[block], scale, lows[block], quants)
-            else:
-                round_codes(rows[row, block], lows[block], scales[block], top, quants)
-            store_codes(words, fifths, out[row, block], 2)
+        if means.size == 0:  # in one loop: codes in a row's buffer would halve the speed
+            for block in range(lows.size):
+                out[row, block, 0] = scale_halves[block]
+                out[row, block, 1] = offset_halves[block]
+                round_codes(rows[row, block], lows[block], scales[block], top, few)
+                store_codes(words, fifths, out[row, block], 2)
+        else:
+            for block in range(lows.size):
+                round_codes(rows[row, block], lows[block], scales[block], top, quants[block])
+                scales[block] = from_half(np.int32(scale_halves[block]))
+            balance(rows[row], quants, scales, lows, top, costs, means, scratch[0], scratch[1])
+            for block in range(lows.size):
+                out[row, block, 0] = scale_halves[block]
+                out[row, block, 1] = offset_halves[block]
+                store_codes(quants[block].view(np.uint64), fifths, out[row, block], 2)

@@ -3,27 +3,14 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, extremes, search, weight_sums
+from quantkit.kernels.balance import balance
 from quantkit.kernels.halves import TINY, covering_half, from_half, near_half
 from quantkit.kernels.jit import kernel
 
-SUPERBLOCK = 256
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
 _TOP = np.float32(63)  # greatest 6-bit code
-
-
-@kernel
-def weigh(x, importance, weight):
-    """Fill `weight` (8, 32) as ggml does: importance * sqrt(2 mean x^2 + x^2) with the mean over the super-block."""
-    total = _ZERO
-    for j in range(8):
-        for i in range(x.shape[1]):
-            total += x[j, i] * x[j, i]
-    variance = total * np.float32(2 / SUPERBLOCK)
-    for j in range(8):
-        for i in range(x.shape[1]):
-            weight[j, i] = importance[j, i] * np.sqrt(variance + x[j, i] * x[j, i])
 
 
 @kernel
@@ -104,30 +91,33 @@ def choose_codes(x, weight, weights, scale, minimum, step, minimum_step, top):
 
 
 @kernel
-def encode(rows, importance, top, trials, phases, out):
+def encode(rows, costs, means, top, trials, phases, out):
     """Q4_K (top 15) or Q5_K (top 31) bytes of float32 rows (n, super-blocks, 8, 32) into uint8 out (n, super-blocks,
     bytes).
 
-    importance: float32 (super-blocks, 8, 32) or of size 0. Minimises ggml's weighted error per block
-    (`affine.search`), quantises the eight scales and minima to common steps, then chooses their codes by the error
-    left; ggml (make_qkx2_quants, make_qkx3_quants and make_qp_quants, MIT) rounds them on their own. Layout: d, dmin
-    (half), 12 bytes of packed 6-bit codes, Q5_K's 32 bytes of fifth bits, 128 bytes of nibbles.
+    costs, means: float32 (super-blocks, 8, 32) or of size 0; without costs ggml's weights. Finds each block's scale and
+    minimum (`affine.search`), quantises the eight to common steps, then chooses their codes by the error left; with means,
+    codes are balanced. ggml (make_qkx2_quants, make_qkx3_quants and make_qp_quants, MIT) rounds scales and minima on their
+    own. Layout: d, dmin (half), 12 bytes of packed 6-bit codes, Q5_K's 32 bytes of fifth bits, 128 bytes of nibbles.
     """
     bits = rows.view(np.int32)
-    weight = np.empty((8, BLOCK), np.float32)
+    alone = np.empty((8, BLOCK), np.float32)
     scales = np.empty(8, np.float32)
     minima = np.empty(8, np.float32)
     weights = np.empty(8, np.float32)
     codes = np.empty((2, 8), np.uint8)
-    quants = np.empty((8, BLOCK), np.uint8)
+    blocks = rows.shape[1] * 8
+    quants = np.empty((rows.shape[1], 8, BLOCK), np.uint8)
+    steps = np.empty(blocks, np.float32)
+    offsets = np.empty(blocks, np.float32)
     table = np.empty((4, 64), np.float32)
+    scratch = np.empty((2, blocks if means.size > 0 else 0, BLOCK), np.float32)
     for row in range(rows.shape[0]):
         for block in range(rows.shape[1]):
             x = rows[row, block]
-            if importance.size > 0:
-                weigh(x, importance[block], weight)
-            else:
-                weigh_alone(x, weight)
+            if costs.size == 0:
+                weigh_alone(x, alone)
+            weight = costs[block] if costs.size > 0 else alone
             for j in range(8):
                 low, high = extremes(bits[row, block, j])
                 low = min(low, _ZERO)
@@ -149,9 +139,16 @@ def encode(rows, importance, top, trials, phases, out):
                 code, minimum_code = choose_codes(x[j], weight[j], weights[j], scales[j], minima[j], step, minimum_step, top)
                 codes[0, j] = np.uint8(code)
                 codes[1, j] = np.uint8(minimum_code)
-                round_codes(x[j], code * step, minimum_code * minimum_step, top, quants[j])
+                steps[8 * block + j] = code * step
+                offsets[8 * block + j] = -minimum_code * minimum_step
+                round_codes(x[j], code * step, minimum_code * minimum_step, top, quants[block, j])
             pack_codes(codes, target)
-            pack_quants(quants, target)
+        if means.size > 0:
+            flat, flat_quants = rows[row].reshape(blocks, BLOCK), quants.reshape(blocks, BLOCK)
+            flat_costs, flat_means = costs.reshape(blocks, BLOCK), means.reshape(blocks, BLOCK)
+            balance(flat, flat_quants, steps, offsets, top, flat_costs, flat_means, scratch[0], scratch[1])
+        for block in range(rows.shape[1]):
+            pack_quants(quants[block], out[row, block])
 
 
 @kernel

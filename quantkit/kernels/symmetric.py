@@ -3,13 +3,15 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, any_coarse, storable_scale
-from quantkit.kernels.feedback import lean, miss
+from quantkit.kernels.balance import balance
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes, store_word
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+_TWO = np.float32(2)
+_TRIALS = 15
 _MARGIN = np.float32(1.000001)  # a gain within rounding is none
 
 
@@ -98,31 +100,30 @@ def store_scales(scales, halves):
 
 
 @kernel
-def encode(rows, importance, means, gains, reach, steps, nudges, out):
+def encode(rows, costs, means, reach, out):
     """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
 
-    importance: (blocks, 32), or of size 0. Without it the scale that puts the peak at -reach, as ggml's, is refitted
-    by least squares to the codes it gives: the squared error falls. With it, `weighted_scale` minimises sum of importance *
-    error^2, the diagonal's part of the output's error; ggml's make_qx_quants (MIT) weighs by importance * sqrt(mean x^2 +
-    x^2), keeps the peak within 0.9 of -reach and settles nothing. means, gains: (blocks, 32) for `feedback`, or of size 0.
-    steps, nudges: of `weighted_scale`.
+    costs, means: (blocks, 32), or of size 0. Without costs the scale that puts the peak at -reach, as ggml's, is refitted by
+    least squares to the codes it gives: the squared error falls. With them, `weighted_scale` takes the place of
+    make_qx_quants (MIT), which tries nineteen scales and settles none; with means, codes are balanced.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
+    steps = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
     ones = np.ones(BLOCK, np.float32)
-    leaning = np.empty(BLOCK, np.float32)
-    quants = np.empty(BLOCK, np.uint8)
-    words = quants.view(np.uint64)
+    few = np.empty(BLOCK, np.uint8)
+    words = few.view(np.uint64)
+    quants = np.empty((means.shape[0], BLOCK), np.uint8)
+    scratch = np.empty((2, *means.shape), np.float32)
     fifths = out.shape[2] > 9
     for row in range(rows.shape[0]):
         find_peaks(bits[row], peaks)
-        if importance.size > 0:
+        if costs.size > 0:
             for block in range(peaks.size):
-                x = rows[row, block]
-                scale = weighted_scale(x, importance[block], peaks[block], reach, steps, nudges)
-                scales[block] = storable_scale(x, importance[block], scale, _ZERO, -reach, reach - _ONE)
+                scale = weighted_scale(rows[row, block], costs[block], peaks[block], reach)
+                scales[block] = storable_scale(rows[row, block], costs[block], scale, _ZERO, -reach, reach - _ONE)
         else:
             for block in range(peaks.size):
                 scales[block] = -reach / peaks[block] if abs(peaks[block]) > TINY else _ZERO
@@ -132,17 +133,22 @@ def encode(rows, importance, means, gains, reach, steps, nudges, out):
                 for block in range(peaks.size):
                     scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach - _ONE)
         store_scales(scales, halves)
-        owed = _ZERO
-        for block in range(peaks.size):
-            out[row, block, 0] = halves[block]
-            if means.size > 0:
-                scale = from_half(np.int32(halves[block]))
-                lean(rows[row, block], owed, gains[block], scale, leaning)
-                round_codes(leaning, scales[block], reach, quants)
-                owed += miss(rows[row, block], means[block], scale, -reach * scale, quants)
-            else:
-                round_codes(rows[row, block], scales[block], reach, quants)
-            store_codes(words, fifths, out[row, block], 1)
+        if means.size == 0:  # in one loop: codes in a row's buffer would halve the speed
+            for block in range(peaks.size):
+                out[row, block, 0] = halves[block]
+                round_codes(rows[row, block], scales[block], reach, few)
+                store_codes(words, fifths, out[row, block], 1)
+        else:
+            for block in range(peaks.size):
+                round_codes(rows[row, block], scales[block], reach, quants[block])
+            for block in range(peaks.size):
+                steps[block] = from_half(np.int32(halves[block]))
+                scales[block] = -reach * steps[block]
+            top = _TWO * reach - _ONE
+            balance(rows[row], quants, steps, scales, top, costs, means, scratch[0], scratch[1])
+            for block in range(peaks.size):
+                out[row, block, 0] = halves[block]
+                store_codes(quants[block].view(np.uint64), fifths, out[row, block], 1)
 
 
 @kernel

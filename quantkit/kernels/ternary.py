@@ -2,182 +2,88 @@
 
 import numpy as np
 
-from quantkit.kernels.feedback import lean, miss
+from quantkit.kernels.balance import balance
+from quantkit.kernels.codebook import find_peak
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
+from quantkit.kernels.superblock2 import pack_quants
 
-_TRIALS = 16
-_COARSE = np.float32(3e-5)  # below, halves are steps of 2^-24: those on either side are tried
-_MARGIN = np.float32(1.000001)  # a gain within rounding is none
-_HALF = np.float32(0.5)
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+_TWO = np.float32(2)
+_TRIALS = 12
 
 
 @kernel
-def greatest(bits):
-    """The greatest magnitude among the float32s of an int32 array (blocks, 32)."""
-    top = np.int32(0)
-    for j in range(bits.shape[0]):
-        for i in range(bits.shape[1]):
-            top = max(top, np.int32(bits[j, i] & 0x7FFFFFFF))
-    return np.int32(top).view(np.float32)
+def sums(x, weight, least):
+    """Weighted sum of |x| over the weights beyond `least`, and of their weights."""
+    values = weights = _ZERO
+    for i in range(x.size):
+        beyond = abs(x[i]) > least
+        values += weight[i] * abs(x[i]) if beyond else _ZERO
+        weights += weight[i] if beyond else _ZERO
+    return values, weights
 
 
 @kernel
-def kept_sums(x, weight, threshold):
-    """Sums of weight * |x| and of the weights (8, 32) where |x| reaches the threshold."""
-    products = squares = _ZERO
-    for j in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            size = abs(x[j, i])
-            kept = weight[j, i] if size >= threshold else _ZERO
-            products += kept * size
-            squares += kept
-    return products, squares
-
-
-@kernel
-def search_scale(x, weight, peak):
-    """The scale of least weighted error: that of ggml, the peak itself, or the mean of what lies above one of sixteen
-    thresholds, from half the peak to 2 % of it, settled twice. ggml's wins ties: ternary weights keep their scale.
-    """
+def search(x, weight):
+    """The scale of least weighted error: thresholds at twelve parts of half the peak are solved in closed form, the best
+    settles twice. A block that is ternary keeps its scale, which is its peak."""
+    peak = abs(find_peak(x))
+    best = scale = _ZERO
     if peak < TINY:
-        return _ZERO
-    products, squares = kept_sums(x, weight, _HALF * peak)
-    scale, best = peak, peak * (products + products - peak * squares)
-    threshold = _HALF * peak
-    for _ in range(_TRIALS):
-        products, squares = kept_sums(x, weight, threshold)
-        fitted = products / squares if squares > _ZERO else _ZERO
-        better = fitted * products > best * _MARGIN
-        best = fitted * products if better else best
+        return scale
+    for trial in range(_TRIALS):
+        values, weights = sums(x, weight, peak * np.float32(_TRIALS - trial) / np.float32(2 * _TRIALS))
+        fitted = values / weights if weights > _ZERO else _ZERO
+        better = fitted * values > best * np.float32(1.000001)
+        best = fitted * values if better else best
         scale = fitted if better else scale
-        threshold *= np.float32(0.807)
     for _ in range(2):
-        products, squares = kept_sums(x, weight, _HALF * scale)
-        fitted = products / squares if squares > _ZERO else _ZERO
-        better = fitted * products > best * _MARGIN
-        best = fitted * products if better else best
-        scale = fitted if better else scale
+        values, weights = sums(x, weight, scale / _TWO)
+        scale = values / weights if weights > _ZERO else scale
     return scale
 
 
 @kernel
-def saved(x, weight, scale):
-    """By how much less the weighted squared error is with a scale than with zeros."""
-    products, squares = kept_sums(x, weight, _HALF * scale)
-    return scale * (products + products - scale * squares)
+def encode(rows, costs, means, out):
+    """TQ2_0 (66 bytes) or TQ1_0 (54) of float32 rows (n, super-blocks, 256) into uint8 out (n, super-blocks, bytes).
 
-
-@kernel
-def near_scale(x, weight, scale):
-    """Bits of the half nearest the scale; where halves are coarse, of the better of the two around it."""
-    bits = to_half(scale)
-    if scale > _COARSE:
-        return bits
-    low = np.int32(scale * np.float32(16777216))
-    high = np.int32(low + 1)
-    return high if saved(x, weight, from_half(high)) > saved(x, weight, from_half(low)) else low
-
-
-@kernel
-def round_trits(x, scale, trits):
-    """-1, 0 or 1 for 32 weights into int8 trits, by comparison with half the scale."""
-    threshold = _HALF * scale
-    for i in range(x.size):
-        trits[i] = np.int8((1 if x[i] >= threshold else 0) - (1 if x[i] <= -threshold else 0))
-
-
-@kernel
-def pack_base3(trits, source, stride, count, out, at):
-    """`stride` bytes from out[at]: byte m holds trits[source + m], + stride, ... (5 of them, or 4 and a zero), the first
-    most significant, as a fraction of 256 rounded up: so that multiplying by 3 carries trit after trit out on top.
+    costs, means: (super-blocks, 256), or of size 0. ggml takes the peak for the scale, which suits weights that are ternary;
+    the least squares taken here give the same scale for those, and less error for others.
     """
-    for m in range(stride):
-        value = np.uint32(0)
-        for n in range(5):
-            trit = np.uint32(np.int32(trits[source + m + n * stride]) + 1) if n < count else np.uint32(0)
-            value = value * np.uint32(3) + trit
-        out[at + m] = np.uint8((value * np.uint32(256) + np.uint32(242)) // np.uint32(243))
-
-
-@kernel
-def pack_pairs(trits, out):
-    """256 trits as 64 bytes of two bits each: byte 32 k + m holds trits 128 k + m, + 32, + 64, + 96, the first lowest."""
-    for k in range(2):
-        for m in range(32):
-            value = np.uint32(0)
-            for n in range(4):
-                value |= np.uint32(np.int32(trits[128 * k + 32 * n + m]) + 1) << np.uint32(2 * n)
-            out[32 * k + m] = np.uint8(value)
-
-
-@kernel
-def encode(rows, importance, means, gains, out):
-    """TQ1_0 (54 bytes) or TQ2_0 (66) of float32 rows (n, super-blocks, 8, 32) into uint8 out (n, super-blocks, bytes): the
-    codes, then a half.
-
-    importance: (super-blocks, 8, 32) or of size 0; means, gains: as importance, for `feedback`, or of size 0. ggml takes the
-    greatest magnitude as scale, which is exact for weights that were trained ternary and keeps few of any others.
-    """
-    bits = rows.view(np.int32)
-    weight = np.ones((8, 32), np.float32)
-    leaning = np.empty(32, np.float32)
-    trits = np.empty(256, np.int8)
-    five = out.shape[2] == 54
+    ones = np.ones(256, np.float32)
+    quants = np.empty((rows.shape[1], 256), np.uint8)
+    steps, offsets = np.empty(rows.shape[1], np.float32), np.empty(rows.shape[1], np.float32)
+    scratch = np.empty((2, *means.shape), np.float32)
     for row in range(rows.shape[0]):
-        owed = _ZERO
         for block in range(rows.shape[1]):
             x = rows[row, block]
-            if importance.size > 0:
-                weight = importance[block]
-            half = near_scale(x, weight, search_scale(x, weight, greatest(bits[row, block])))
-            scale = from_half(half)
-            for j in range(8):
-                part = trits[32 * j : 32 * j + 32]
-                if scale == _ZERO:
-                    part[:] = np.int8(0)
-                elif means.size > 0:
-                    lean(x[j], owed, gains[block, j], scale, leaning)
-                    round_trits(leaning, scale, part)
-                else:
-                    round_trits(x[j], scale, part)
-                if means.size > 0:
-                    owed += miss(x[j], means[block, j], scale, _ZERO, part)
-            target = out[row, block]
-            if five:
-                pack_base3(trits, 0, 32, 5, target, 0)
-                pack_base3(trits, 160, 16, 5, target, 32)
-                pack_base3(trits, 240, 4, 4, target, 48)
+            bits = to_half(search(x, costs[block] if costs.size > 0 else ones))
+            step = from_half(bits)
+            steps[block], offsets[block] = step, -step
+            inverse = _ONE / step if step > _ZERO else _ZERO
+            for i in range(256):
+                quants[block, i] = np.uint8(np.int32(np.rint(min(max(x[i] * inverse, -_ONE), _ONE))) + 1)
+            out[row, block, out.shape[2] - 2] = bits & 255
+            out[row, block, out.shape[2] - 1] = bits >> 8
+        if means.size > 0:
+            balance(rows[row], quants, steps, offsets, _TWO, costs, means, scratch[0], scratch[1])
+        for block in range(rows.shape[1]):
+            if out.shape[2] == 66:
+                pack_quants(quants[block], out[row, block])
             else:
-                pack_pairs(trits, target)
-            target[target.size - 2] = np.uint8(half & 255)
-            target[target.size - 1] = np.uint8(half >> 8)
+                pack_fifths(quants[block], out[row, block])
 
 
 @kernel
-def decode_base3(data, scales, out):
-    """TQ1_0: uint8 data (n, blocks, 52) and float32 scales (n, blocks) to float32 out (n, blocks, 256)."""
-    for row in range(data.shape[0]):
-        for block in range(data.shape[1]):
-            source, target = data[row, block], out[row, block]
-            for part in range(3):
-                first, at, stride, count = ((0, 0, 32, 5), (32, 160, 16, 5), (48, 240, 4, 4))[part]
-                for m in range(stride):
-                    rest = np.uint32(source[first + m])
-                    for n in range(count):
-                        rest = (rest & np.uint32(255)) * np.uint32(3)
-                        target[at + n * stride + m] = scales[row, block] * np.float32(np.int32(rest >> np.uint32(8)) - 1)
-
-
-@kernel
-def decode_pairs(data, scales, out):
-    """TQ2_0: uint8 data (n, blocks, 64) and float32 scales (n, blocks) to float32 out (n, blocks, 256)."""
-    for row in range(data.shape[0]):
-        for block in range(data.shape[1]):
-            for k in range(2):
-                for n in range(4):
-                    for m in range(32):
-                        pair = (data[row, block, 32 * k + m] >> (2 * n)) & 3
-                        out[row, block, 128 * k + 32 * n + m] = scales[row, block] * np.float32(np.int32(pair) - 1)
+def pack_fifths(quants, target):
+    """Bytes 0 to 51 of TQ1_0: five codes to a byte as a fraction of 243 in 256, 32 apart, then 16 apart; the last 16 codes
+    four to a byte, 4 apart."""
+    for i in range(52):
+        start, apart, count = (i, 32, 5) if i < 32 else (128 + i, 16, 5) if i < 48 else (192 + i, 4, 4)
+        number = np.int32(0)
+        for part in range(count):
+            number = number * 3 + np.int32(quants[start + apart * part])
+        number = number * 3 if count == 4 else number
+        target[i] = np.uint8((number * 256 + 242) // 243)

@@ -168,7 +168,7 @@ def _provenance(manifest: Manifest) -> str:
         ("Source", _code(source.uri)),
         ("Commit", _code(source.commit) if source.commit else "none: the source is not a repository"),
         *((f"Source sha256, {_text(name)}", _code(digest)) for name, digest in source.digests.items()),
-        *((f"sha256, {_text(target.file)}", _code(target.sha256)) for target in manifest.targets),
+        *((f"sha256, {_text(file.name)}", _code(file.sha256)) for target in manifest.targets for file in target.files),
         ("Made by", f"quantkit {manifest.quantkit}, {fig.moment(manifest.created)}"),
         ("Bytes promised for", _text(manifest.machine.cpu_class)),
         ("Recipe digest", _code(manifest.recipe.digest)),

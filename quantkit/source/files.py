@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantkit.codecs.gguf_names import unpermute
 from quantkit.errors import SourceError
 from quantkit.values import F32, U8, Progress, TensorInfo
 
@@ -21,7 +21,11 @@ _PIECE = 1 << 24  # bytes hashed at a time
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a tensor's rows lie and how they decode: uint8 (n, row_bytes) -> float32 (n, width)."""
+    """Where a tensor's rows lie and how they decode: uint8 (n, row_bytes) -> float32 (n, width).
+
+    order: the stored row that each row is, if they lie in another order. transposed: rows and columns are exchanged.
+    shift: what is added to every decoded value.
+    """
 
     path: Path
     offset: int
@@ -29,7 +33,9 @@ class Span:
     row_bytes: int
     width: int
     decode: Callable[[U8], F32]
-    heads: int = 0  # > 0: the rows lie in GGUF's order for so many heads
+    order: NDArray[np.intp] | None = None
+    transposed: bool = False
+    shift: float = 0.0
 
 
 class TensorFiles:
@@ -44,16 +50,25 @@ class TensorFiles:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
         span, shape = self._spans[name], self.infos[name].shape
+        if span.transposed:
+            whole = self._decoded(span, 0, span.rows).T
+            return np.ascontiguousarray(whole[start:stop])
         first, last, _ = slice(start, stop).indices(span.rows)
-        out = np.empty((max(0, last - first), span.width), dtype=np.float32)
-        # A permuted row may come from anywhere in the tensor; packed, the whole of it is small.
-        packed = unpermute(self._rows(span, 0, span.rows), span.heads)[first:last] if span.heads else None
+        out = self._decoded(span, first, max(first, last))
+        return out.reshape(shape if len(out) == span.rows else (len(out), *shape[1:][-1:]))
+
+    def _decoded(self, span: Span, first: int, last: int) -> F32:
+        out = np.empty((last - first, span.width), dtype=np.float32)
+        # A reordered row may come from anywhere in the tensor; packed, the whole of it is small.
+        packed = self._rows(span, 0, span.rows)[span.order[first:last]] if span.order is not None else None
         step = max(1, _SLAB // span.width)
         for begin in range(0, len(out), step):
             end = min(begin + step, len(out))
             raw = self._rows(span, first + begin, first + end) if packed is None else packed[begin:end]
             out[begin:end] = span.decode(np.ascontiguousarray(raw))
-        return out.reshape(len(out), *shape[1:])
+        if span.shift:
+            out += np.float32(span.shift)
+        return out
 
     def _rows(self, span: Span, start: int, stop: int) -> U8:
         raw = np.empty((stop - start, span.row_bytes), dtype=np.uint8)

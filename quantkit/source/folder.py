@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit import arch
+from quantkit import arch, checkpoint
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.source import card
 from quantkit.source.files import DeclaredTensors, Span, TensorFiles
@@ -41,6 +42,7 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
     Raises SourceError, WeightError, UnsupportedError.
     """
     config = read_json(folder / "config.json")
+    _refuse_adapter(folder)
     if config is None:
         inside = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"; it holds {', '.join(inside)}: name the file itself" if inside else ""
@@ -51,7 +53,7 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
             f"config.json: the checkpoint is already quantised ({method}); give the original it was made from"
         )
     weights = remote or _weights(folder, config)
-    arch.verify(architecture, config, weights.infos)
+    checkpoint.verify(architecture, config, weights.infos)
     matter = card.front_matter(folder)
     return Snapshot(
         uri=uri,
@@ -65,6 +67,18 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
         tokenizer=_tokenizer(folder),
         licence=card.licence(matter, folder),
         reconstructed=isinstance(weights, DeclaredTensors),
+    )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise UnsupportedError for a LoRA adapter without a model of its own: it changes weights that lie elsewhere."""
+    adapter = read_json(folder / "adapter_config.json")
+    if adapter is None or any((folder / name).is_file() for name in (SINGLE, INDEX, *PICKLED)):
+        return
+    base = adapter.get("base_model_name_or_path") or "its base model"
+    raise UnsupportedError(
+        f"{folder.name} is a LoRA adapter: it holds changes to {base}, not a model. Merge it first (peft: "
+        "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(merged)) and give the result"
     )
 
 
@@ -165,7 +179,7 @@ def select(
 ) -> tuple[dict[str, TensorInfo], dict[str, Span]]:
     """Without the tensors known to be redundant. Raises UnsupportedError for a stored type that cannot be read."""
     architecture = arch.find(config)
-    kept = {name: info for name, info in infos.items() if not arch.dropped(architecture, config, name)}
+    kept = {name: info for name, info in infos.items() if not checkpoint.dropped(architecture, config, name)}
     if odd := [f"{info.name} is {info.dtype}" for info in kept.values() if info.dtype not in _DTYPES]:
         what = "an 8-bit float checkpoint: give the 16-bit original" if "F8_" in odd[0] else "not weights as trained"
         known = ", ".join(_DTYPES)
@@ -219,8 +233,7 @@ def _is_entry(entry: Any) -> bool:
 def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> tuple[TensorInfo, Span]:
     shape, (begin, end), dtype = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
     itemsize, decode = _DTYPES.get(dtype, (0, _f32))
-    rows = shape[0] if shape else 1
-    width = int(np.prod(shape[1:], dtype=np.int64))
+    rows, width = (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
     if itemsize and rows * width * itemsize != end - begin:
         raise SourceError(f"{path.name}: {name} {dtype} {list(shape)} cannot fill {end - begin} bytes; fetch it again")
     info = TensorInfo(name, shape, dtype, end - begin)

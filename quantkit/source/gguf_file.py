@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit import arch
+from quantkit import arch, checkpoint
 from quantkit.arch import Architecture
-from quantkit.codecs import gguf_config, gguf_kv, gguf_names, gguf_vocab
+from quantkit.codecs import gguf_config, gguf_kv, gguf_tensors, gguf_vocab
 from quantkit.codecs.gguf import codecs
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.source import card
@@ -34,16 +37,14 @@ def describe(path: Path, uri: str) -> Snapshot:
             "merge the parts first with `llama-gguf-split --merge`"
         )
     name = gguf_kv.require(kv, "general.architecture")
-    architecture = arch.find_gguf(name)
+    architecture = arch.find_gguf(name, experts=bool(kv.get(f"{name}.expert_count")))
     spans, infos = _tensors(path, header)
-    freqs = spans.pop(gguf_names.ROPE_FREQS, None)
-    infos.pop(gguf_names.ROPE_FREQS, None)
-    config = gguf_config.decode(name, kv, _whole(freqs))
+    extra = {name: _whole(spans.pop(name)) for name in gguf_tensors.EXTRA if infos.pop(name, None)}
+    config = gguf_config.decode(architecture, kv, extra)
     config["tie_word_embeddings"] = "output.weight" not in infos
-    for bias, template in {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}.items():
-        config[bias] = template in infos
+    config |= _what_tensors_say(architecture, config, infos)
     weights = _weights(architecture, config, infos, spans)
-    arch.verify(architecture, config, weights.infos)
+    checkpoint.verify(architecture, config, weights.infos)
     return Snapshot(
         uri=uri,
         kind="gguf",
@@ -88,7 +89,7 @@ def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[
         kind = gguf.GGMLQuantizationType(record.ggml_type)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         shape = tuple(reversed(record.dimensions))
-        rows, width = (shape[0], int(np.prod(shape[1:], dtype=np.int64))) if shape else (1, 1)
+        rows, width = (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
         if width % block:
             raise SourceError(f"{path.name}: {record.name} is {kind.name} with rows of {width}, no multiple of {block}")
         row_bytes = width // block * block_bytes
@@ -115,10 +116,21 @@ def _decoder(kind: Any) -> Callable[[U8], F32]:
     return partial(gguf.quants.dequantize, qtype=kind)
 
 
-def _whole(span: Span | None) -> F32 | None:
+def _what_tensors_say(
+    architecture: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
+) -> dict[str, bool]:
+    """Values of config.json that only the presence of a tensor tells; one whose name two templates share tells nothing."""
+    names = {name: gguf_tensors.gguf_name(architecture, config, name, 0) for name in architecture.tensors}
+    alone = {stored for stored, count in Counter(names.values()).items() if count == 1}
+    return {
+        architecture.keys.get(key, key): (names[template] in infos) == truth
+        for template, (key, truth) in architecture.when.items()
+        if names[template] in alone
+    }
+
+
+def _whole(span: Span) -> F32:
     """A small tensor's values, of which config.json needs to know."""
-    if span is None:
-        return None
     files = TensorFiles({"": TensorInfo("", (span.rows,), "F32", span.rows * span.row_bytes)}, {"": span})
     found = files.read("")
     files.close()
@@ -129,15 +141,27 @@ def _weights(
     architecture: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo], spans: Mapping[str, Span]
 ) -> TensorFiles:
     """The tensors under their Hugging Face names; a name that GGUF has and the architecture has not stays as it is."""
-    names = gguf_names.from_gguf(architecture, config["num_hidden_layers"])
+    shapes = arch.expected(architecture, config)
+    declared = {name: TensorInfo(name, shape, "F32", 0) for name, shape in shapes.items()}
+    placed = gguf_tensors.placements(architecture, config, declared)
     found: dict[str, tuple[TensorInfo, Span]] = {}
-    for stored, info in infos.items():
-        name, span = names.get(stored, stored), spans[stored]
-        heads = gguf_names.heads(architecture, name, config)
-        found[name] = (
-            TensorInfo(name, info.shape, info.dtype, info.nbytes),
-            Span(span.path, span.offset, span.rows, span.row_bytes, span.width, span.decode, heads),
-        )
-    order = [name for name in names.values() if name in found]
-    order += [name for name in found if name not in order]
-    return TensorFiles({name: found[name][0] for name in order}, {name: found[name][1] for name in order})
+    for stored, placement in placed.items():
+        if stored not in infos:
+            continue
+        span, rows = spans[stored], gguf_tensors.rows_of(placement)
+        order = gguf_tensors.order(placement)
+        for at, piece in enumerate(placement.pieces):
+            shape, part = infos[stored].shape, span
+            if len(placement.pieces) > 1:  # one of a stack
+                shape = shape[1:]
+                part = replace(span, offset=span.offset + at * rows * span.row_bytes, rows=rows)
+            if placement.transposed:
+                shape = shape[::-1]
+            inverse = None if order is None else np.argsort(order)
+            part = replace(part, order=inverse, transposed=placement.transposed, shift=-placement.shift)
+            if len(shape) == 1 and part.width != 1:  # a vector out of a stack: F32, one row
+                part = replace(part, rows=shape[0], row_bytes=part.row_bytes // shape[0], width=1)
+            nbytes = infos[stored].nbytes // len(placement.pieces)
+            found[piece.name] = TensorInfo(piece.name, shape, infos[stored].dtype, nbytes), part
+    found |= {name: (info, spans[name]) for name, info in infos.items() if name not in placed}
+    return TensorFiles({name: info for name, (info, _) in found.items()}, {name: span for name, (_, span) in found.items()})

@@ -25,7 +25,10 @@ class PickledTensors:
         self._tensors = dict(tensors)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
-        return np.array(self._tensors[name][start:stop].float().numpy(), dtype=np.float32)
+        tensor = self._tensors[name]
+        if tensor.ndim > 2 and (start, stop) != (0, None):
+            tensor = tensor.reshape(-1, tensor.shape[-1])
+        return np.array(tensor[start:stop].float().numpy(), dtype=np.float32)
 
     def close(self) -> None:
         self._tensors.clear()

@@ -54,7 +54,7 @@ def write(path: Path, kind: Kind, tensors: dict[str, F32], damage: Callable[[np.
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"])
 def test_a_sound_file_passes_with_its_errors(tmp_path: Path, name: str) -> None:
     kind = Kind[name]
-    result, errors = check(write(tmp_path / "m.gguf", kind, SOURCE), rows(kind), source_rows)
+    result, errors = check([write(tmp_path / "m.gguf", kind, SOURCE)], rows(kind), source_rows)
     assert result.verdict == "pass", result.summary
     assert result.engine.startswith("gguf-py")
     for tensor, array in SOURCE.items():
@@ -91,7 +91,7 @@ def shuffled(data: np.ndarray) -> None:
 )
 def test_damaged_values_are_found(tmp_path: Path, damage: Callable[[np.ndarray], None], fault: str) -> None:
     path = write(tmp_path / "m.gguf", Kind.Q8_0, SOURCE, damage)
-    result, errors = check(path, rows(Kind.Q8_0), source_rows)
+    result, errors = check([path], rows(Kind.Q8_0), source_rows)
     assert result.verdict == "fail"
     assert result.values["faults"] == 1
     assert errors["a.weight"] < 0.01
@@ -100,7 +100,7 @@ def test_damaged_values_are_found(tmp_path: Path, damage: Callable[[np.ndarray],
 
 def test_missing_added_and_mistyped_tensors_are_found(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", Kind.Q8_0, {"a.weight": SOURCE["a.weight"], "c.weight": SOURCE["b.weight"]})
-    result, _ = check(path, rows(Kind.Q4_0), source_rows)
+    result, _ = check([path], rows(Kind.Q4_0), source_rows)
     assert result.verdict == "fail"
     for fault in (
         "c.weight: in the file, not planned",
@@ -109,7 +109,7 @@ def test_missing_added_and_mistyped_tensors_are_found(tmp_path: Path) -> None:
     ):
         assert fault in result.summary
     planned = [replace(row, shape=(WIDTH, ROWS)) for row in rows(Kind.Q8_0)]
-    assert "a.weight: shape (96, 256), planned (256, 96)" in check(path, planned, source_rows)[0].summary
+    assert "a.weight: shape (96, 256), planned (256, 96)" in check([path], planned, source_rows)[0].summary
 
 
 @pytest.mark.parametrize("size", [0, 40, 20_000])
@@ -117,12 +117,12 @@ def test_a_truncated_file_is_a_fault_and_not_an_exception(tmp_path: Path, size: 
     path = write(tmp_path / "m.gguf", Kind.Q8_0, SOURCE)
     with path.open("r+b") as file:
         file.truncate(size)
-    result, _ = check(path, rows(Kind.Q8_0), source_rows)
+    result, _ = check([path], rows(Kind.Q8_0), source_rows)
     assert result.verdict == "fail"
     assert "gguf-py does not read the file" in result.summary
 
 
 def test_a_tensor_without_source_needs_only_to_be_finite(tmp_path: Path) -> None:
     planned = [replace(row, source=None) for row in rows(Kind.Q8_0)]
-    result, errors = check(write(tmp_path / "m.gguf", Kind.Q8_0, SOURCE, zeroed), planned, source_rows)
+    result, errors = check([write(tmp_path / "m.gguf", Kind.Q8_0, SOURCE, zeroed)], planned, source_rows)
     assert (result.verdict, errors) == ("pass", {})

@@ -7,6 +7,7 @@ import math
 from quantkit import footprint
 from quantkit.manifest import (
     CheckRecord,
+    FileRecord,
     MachineRecord,
     Manifest,
     MemoryRecord,
@@ -163,9 +164,11 @@ def target(type: str, nbytes: int, ratio: float, kld: float, top: float, factor:
         name=f"gguf-{type}",
         format="gguf",
         type=type,
-        file=f"Sample-135M-Instruct-with-a-name-that-goes-on-{type}.gguf",
-        nbytes=nbytes,
-        sha256="0123456789abcdef" * 4,
+        files=[
+            FileRecord(
+                name=f"Sample-135M-Instruct-with-a-name-that-goes-on-{type}.gguf", nbytes=nbytes, sha256="0123456789abcdef" * 4
+            )
+        ],
         bits_per_weight=nbytes * 8 / 134_515_008,
         seconds=4.2,
         peak_rss_bytes=412 << 20,

@@ -32,7 +32,8 @@ def test_a_log_gets_lines_that_do_not_wrap() -> None:
 
 def test_brackets_in_names_are_no_markup() -> None:
     manifest = sample()
-    odd = manifest.targets[0].model_copy(update={"file": "a[red]b.gguf"})
+    target = manifest.targets[0]
+    odd = target.model_copy(update={"files": [target.files[0].model_copy(update={"name": "a[red]b.gguf"})]})
     out = io.StringIO()
     table.draw(manifest.model_copy(update={"targets": [odd]}), Console(file=out, force_terminal=True, width=180))
     assert "a[red]b.gguf" in out.getvalue()

@@ -139,7 +139,7 @@ def _rewrite_config(place: Path, **change: Any) -> None:
 
 def test_unsupported_architecture(copy: Path) -> None:
     _rewrite_config(copy, model_type="mamba")
-    with pytest.raises(UnsupportedError, match="'mamba' is not supported; supported: llama, mistral, qwen3"):
+    with pytest.raises(UnsupportedError, match=r"'mamba' is not supported; supported: falcon, .*llama, mistral"):
         source.describe(str(copy))
 
 
@@ -261,3 +261,15 @@ def test_chat_templates_by_precedence(copy: Path) -> None:
     assert template() == "jinja"
     (copy / "chat_template.jinja").unlink()
     assert template() == "json"
+
+
+def test_a_lora_adapter_is_refused_with_the_remedy(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UnsupportedError, match=r"a LoRA adapter: it holds changes to org/base, not a model. Merge it first"):
+        source.describe(str(tmp_path))
+    shutil.copy(pico("llama") / "config.json", tmp_path)
+    with pytest.raises(UnsupportedError, match="LoRA adapter"):
+        source.describe(str(tmp_path))
+    shutil.copy(pico("llama") / "model.safetensors", tmp_path)  # a merged model may keep the adapter's files
+    assert source.describe(str(tmp_path)).weights.infos

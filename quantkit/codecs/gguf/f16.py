@@ -13,7 +13,7 @@ from quantkit.values import F32, U8, Codec
 OVERFLOW = np.float32(65520)  # from here on the nearest half is infinity
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:  # noqa: ARG001
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:  # noqa: ARG001
     """WeightError where a weight would become infinite: halves end at 65504."""
     rows = check_rows("F16", rows, 1)
     row = first_row_reaching(rows, OVERFLOW)

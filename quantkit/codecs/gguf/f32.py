@@ -8,7 +8,7 @@ from quantkit.codecs.blocks import as_blocks, check_rows
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:  # noqa: ARG001
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:  # noqa: ARG001
     return check_rows("F32", rows, 1).view(np.uint8)
 
 

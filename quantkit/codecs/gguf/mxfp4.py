@@ -1,30 +1,32 @@
-"""MXFP4: blocks of 32 weights: an exponent (E8M0), 16 bytes of E2M1 codes; x = 2^(exponent - 128) * twice E2M1's value.
+"""MXFP4: blocks of 32 weights: a power of two (E8M0), 16 bytes of E2M1 nibbles; x = 2^(exponent - 128) * 2 * value.
 
-Any float32 has an exponent near it: the type has no range to exceed.
+Source: OCP Microscaling Formats; ggml stores twice the values and half the scale.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, means
-from quantkit.kernels import microscaling
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut
+from quantkit.kernels import codebook
+from quantkit.kernels import decode as kernels
 from quantkit.values import F32, U8, Codec
 
+_LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("MXFP4", rows, importance, 32)
+
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("MXFP4", rows, importance, mean, 32, steps=1e30)
     out = np.empty((*blocks.shape[:2], 17), np.uint8)
-    microscaling.encode(blocks, weights, *means(importance, weights), out)
+    codebook.encode_fp4(blocks, costs, means, out)
     return as_bytes(out)
 
 
 def decode(data: U8) -> F32:
     blocks = as_blocks("MXFP4", data, 17)
-    exponents = blocks[..., 0].astype(np.uint32)
-    scales = np.where(exponents < 2, 0x200000 << exponents, (exponents - 1) << 23).astype(np.uint32).view(np.float32)
     out = np.empty((*blocks.shape[:2], 2, 16), np.float32)
-    microscaling.decode(blocks[..., 1:], scales, out)
+    steps = np.ldexp(np.float32(1), blocks[..., 0].astype(np.int32) - 128).astype(np.float32)
+    kernels.levels(blocks[..., 1:], steps, _LEVELS, out)
     return as_rows(out)
 
 

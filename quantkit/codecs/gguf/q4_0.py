@@ -18,10 +18,10 @@ NUDGES = np.array([0.945, 0.97, 1.03, 1.058], np.float32)
 """Factors by which the best of these is tried once more."""
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q4_0", rows, importance, 32, reach=8)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("Q4_0", rows, importance, mean, 32, steps=8)
     out = np.empty((*blocks.shape[:2], 9), np.uint16)
-    symmetric.encode(blocks, weights, *means(importance, weights), np.float32(8), STEPS, NUDGES, out)
+    symmetric.encode(blocks, costs, means, np.float32(8), out)
     return as_bytes(out)
 
 

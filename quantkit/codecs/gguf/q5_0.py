@@ -16,10 +16,10 @@ NUDGES = np.array([0.97, 0.985, 1.015, 1.03], np.float32)
 """Factors by which the best of these is tried once more."""
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q5_0", rows, importance, 32, reach=16)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("Q5_0", rows, importance, mean, 32, steps=16)
     out = np.empty((*blocks.shape[:2], 11), np.uint16)
-    symmetric.encode(blocks, weights, *means(importance, weights), np.float32(16), STEPS, NUDGES, out)
+    symmetric.encode(blocks, costs, means, np.float32(16), out)
     return as_bytes(out)
 
 

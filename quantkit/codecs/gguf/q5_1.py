@@ -13,10 +13,10 @@ from quantkit.kernels import offset
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q5_1", rows, importance, 32, reach=1)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("Q5_1", rows, importance, mean, 32, steps=1)
     out = np.empty((*blocks.shape[:2], 12), np.uint16)
-    offset.encode(blocks, weights, *means(importance, weights), np.float32(31), 7, 4, out)
+    offset.encode(blocks, costs, means, np.float32(31), 7, 4, out)
     return as_bytes(out)
 
 

@@ -13,10 +13,10 @@ from quantkit.kernels import superblock
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q5_K", rows, importance, 8, 32)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("Q5_K", rows, importance, mean, 8, 32, steps=63)
     out = np.empty((*blocks.shape[:2], 176), np.uint8)
-    superblock.encode(blocks, weights, np.float32(31), 7 if weights.size else 6, 4, out)
+    superblock.encode(blocks, costs, means, np.float32(31), 7 if costs.size else 6, 4, out)
     return as_bytes(out)
 
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves, side_by_side
 from quantkit.kernels import decode as kernels
 from quantkit.kernels import superblock6
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q6_K", rows, importance, 256)
-    in_lanes = np.ascontiguousarray(weights.reshape(-1, 16, 16).transpose(0, 2, 1)).reshape(weights.shape)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, costs, means = cut("Q6_K", rows, importance, mean, 256, steps=128 * 32)
+    in_lanes = side_by_side(costs)
     out = np.empty((*blocks.shape[:2], 210), np.uint8)
-    superblock6.encode(blocks, in_lanes, out)
+    superblock6.encode(
+        blocks, costs, in_lanes, means, np.float32(32), np.float32(128), np.float32(32.9), np.float32(0.2), 15, out
+    )
     return as_bytes(out)
 
 

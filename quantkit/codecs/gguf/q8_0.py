@@ -13,8 +13,8 @@ from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
 
-def encode(rows: F32, importance: F32 | None) -> U8:
-    blocks, weights = cut("Q8_0", rows, importance, 32, reach=127)
+def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
+    blocks, _, _ = cut("Q8_0", rows, importance, mean, 32, steps=127)
     out = np.empty((*blocks.shape[:2], 17), np.uint16)
     symmetric.encode_bytes(blocks, *means(importance, weights), out)
     return as_bytes(out)

@@ -5,11 +5,11 @@ A large tensor is resident with the next one, packed, so that no thread waits fo
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from quantkit import arch, memory, workspace
-from quantkit.codecs import gguf_names
+from quantkit.codecs import gguf_tensors
 from quantkit.codecs.gguf import codecs
+from quantkit.codecs.gguf_tensors import Placement
 from quantkit.errors import WeightError
-from quantkit.formats.gguf import layout
+from quantkit.formats.gguf import layout, splitting
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan
-from quantkit.values import F32, U8, Artefact, Codec, Progress, Row, Snapshot, Weights
+from quantkit.values import U8, Artefact, Codec, Importance, Progress, Row, Snapshot, Weights, Written
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
 LOOKAHEAD_BYTES = 16 << 20  # of packed tensors: small ones are encoded ahead, so that no thread waits for the file
@@ -34,35 +35,48 @@ def write(
     snapshot: Snapshot,
     folder: Path,
     *,
-    importance: Mapping[str, F32],
+    importance: Mapping[str, Importance],
     threads: int,
     progress: Progress,
 ) -> Artefact:
-    """Write `plan` to folder/plan.file, under a temporary name until it is whole.
+    """Write the files of `plan` into `folder`, under temporary names until all of them are whole.
 
-    importance: HF tensor name -> E[x^2] per column, for the tensors that have it. The bytes depend neither on `threads` nor
-    on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and what the type cannot hold; ResourceError
-    when the disk is full.
+    importance: GGUF name -> what calibration saw of a tensor's input, for those that have it. The
+    bytes depend neither on `threads` nor on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and
+    what the type cannot hold; ResourceError when the disk is full.
     """
-    path = folder / plan.file
     started = time.perf_counter()
     memory.reset_peak()
     pairs = layout.metadata(plan.target, plan.digest, snapshot)
-    with workspace.replacing(path) as temporary, ThreadPoolExecutor(threads) as pool:
-        writer = layout.open_writer(temporary, pairs, plan.rows, arch.find(snapshot.config).gguf)
-        try:
-            _write_tensors(writer, plan, snapshot, importance, pool, progress)
-        finally:
-            writer.close()
+    architecture, count = arch.find(snapshot.config).gguf, len(plan.files)
+    done = 0
+    total = sum(row.nbytes for row in plan.rows)
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(f"write {plan.name}", done, total)
+
+    with ExitStack() as stack:
+        for number, file in enumerate(plan.files):
+            temporary = stack.enter_context(workspace.replacing(folder / file.name))
+            mine = splitting.part_pairs(pairs, number, count, len(plan.rows))
+            writer = splitting.open_writer(temporary, mine, file.rows, architecture)
+            try:
+                _write_tensors(writer, file.rows, snapshot, importance, threads, advance)
+            finally:
+                writer.close()
     return Artefact(
         target=plan.name,
-        path=path,
-        nbytes=path.stat().st_size,
-        sha256=workspace.digest(path),
+        files=tuple(_written(folder / file.name) for file in plan.files),
         rows=plan.rows,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=memory.peak(),
     )
+
+
+def _written(path: Path) -> Written:
+    return Written(path, path.stat().st_size, workspace.digest(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,78 +85,85 @@ class _Tensor:
 
     row: Row
     packed: U8
+    placement: Placement | None
     tasks: tuple[Future[None], ...]
 
 
 def _write_tensors(
     writer: Any,
-    plan: TargetPlan,
+    rows: Sequence[Row],
     snapshot: Snapshot,
-    importance: Mapping[str, F32],
-    pool: ThreadPoolExecutor,
-    progress: Progress,
+    importance: Mapping[str, Importance],
+    threads: int,
+    advance: Callable[[int], None],
 ) -> None:
-    extra = layout.extra_tensors(snapshot)
-    total = sum(row.nbytes for row in plan.rows)
+    extra, placed = layout.extra_tensors(snapshot), layout.placements(snapshot)
     ahead: deque[_Tensor] = deque()
-    written = 0
 
     def finish() -> None:
-        nonlocal written
         tensor = ahead.popleft()
         for task in tensor.tasks:
             task.result()
-        writer.write_tensor_data(_in_gguf_order(tensor.row, tensor.packed, snapshot))
-        written += tensor.row.nbytes
-        progress(f"write {plan.name}", written, total)
+        writer.write_tensor_data(_in_gguf_order(tensor))
+        advance(tensor.row.nbytes)
 
-    try:
-        for row in plan.rows:
-            if row.source is None:
-                ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), ()))
-            else:
-                ahead.append(_encode(row, snapshot.weights, importance.get(row.source), pool))
-            while len(ahead) > 1 and sum(tensor.row.nbytes for tensor in ahead) > LOOKAHEAD_BYTES:
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for row in rows:
+                if row.source is None:
+                    ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), None, ()))
+                else:
+                    ahead.append(_encode(row, placed[row.name], snapshot.weights, importance.get(row.name), pool))
+                while len(ahead) > 1 and sum(tensor.row.nbytes for tensor in ahead) > LOOKAHEAD_BYTES:
+                    finish()
+            while ahead:
                 finish()
-        while ahead:
-            finish()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _encode(row: Row, weights: Weights, importance: F32 | None, pool: ThreadPoolExecutor) -> _Tensor:
-    """Start encoding a tensor: one task for every slab of rows. A vector is one row."""
-    codec, width = codecs()[row.type], row.shape[-1]
-    rows = math.prod(row.shape[:-1])
+def _encode(
+    row: Row, placement: Placement, weights: Weights, importance: Importance | None, pool: ThreadPoolExecutor
+) -> _Tensor:
+    """Start encoding a tensor: one task for every slab of rows, within one matrix of a stack. A vector is one row."""
+    codec, width, rows = codecs()[row.type], row.shape[-1], placement.rows
     packed = np.empty((rows, codec.row_bytes(width)), np.uint8)
-    step = max(1, SLAB_WEIGHTS // width)
-    slabs = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-    tasks = (pool.submit(_encode_slab, row, weights, codec, importance, packed, slab) for slab in slabs)
-    return _Tensor(row, packed, tuple(tasks))
+    whole = gguf_tensors.rows_of(placement)
+    step = whole if placement.transposed else max(1, SLAB_WEIGHTS // width)
+    slabs = [
+        (start, min(start + step, first + whole))
+        for first in range(0, rows, whole)
+        for start in range(first, first + whole, step)
+    ]
+    tasks = (
+        pool.submit(
+            _encode_slab, placement, weights, codec, importance.of(slab[0] // whole) if importance else None, packed, slab
+        )
+        for slab in slabs
+    )
+    return _Tensor(row, packed, placement, tuple(tasks))
 
 
-def _encode_slab(row: Row, weights: Weights, codec: Codec, importance: F32 | None, packed: U8, slab: tuple[int, int]) -> None:
+def _encode_slab(
+    placement: Placement, weights: Weights, codec: Codec, importance: Importance | None, packed: U8, slab: tuple[int, int]
+) -> None:
     start, stop = slab
-    assert row.source is not None
-    values = weights.read(row.source, *slab) if len(row.shape) > 1 else weights.read(row.source)
-    values = np.ascontiguousarray(values.reshape(stop - start, row.shape[-1]))
+    values = gguf_tensors.read(weights, placement, start, stop)
     bad = first_nonfinite_row(values)
     if bad >= 0:
         raise WeightError(
-            f"{row.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type too "
-            "narrow for it: fetch it again, or ask its publisher"
+            f"{placement.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type "
+            "too narrow for it: fetch it again, or ask its publisher"
         )
     try:
-        packed[start:stop] = codec.encode(values, importance)
+        seen = (importance.squares, importance.means) if importance else (None, None)
+        packed[start:stop] = codec.encode(values, *seen)
     except WeightError as error:
-        raise WeightError(f"{row.source}, of rows {start} to {stop - 1}: {error}") from error
+        raise WeightError(f"{placement.source}, of rows {start} to {stop - 1}: {error}") from error
 
 
-def _in_gguf_order(row: Row, packed: U8, snapshot: Snapshot) -> U8:
-    """The packed rows as GGUF orders them: rotary pairs interleaved where the architecture says so."""
-    heads = gguf_names.heads(arch.find(snapshot.config), row.source, snapshot.config) if row.source else 0
-    if not heads:
-        return packed
-    if len(row.shape) == 1:
-        return gguf_names.permute(packed.view(np.float32).reshape(-1), heads).view(np.uint8)
-    return gguf_names.permute(packed, heads)
+def _in_gguf_order(tensor: _Tensor) -> U8:
+    """The packed rows as GGUF orders them; a vector has been read so."""
+    if tensor.placement is None or tensor.placement.reorder is None or len(tensor.row.shape) == 1:
+        return tensor.packed
+    return tensor.placement.reorder(tensor.packed)

@@ -93,8 +93,7 @@ def test_odd_importance_is_harmless(name, weights):
         "huge": 1e30 * importance(),
     }[weights]
     decoded = codec.decode(codec.encode(gaussian(), given))
-    part = 0.9 if name.startswith("TQ") else 0.5  # a peak that no input meets may be cut off
-    assert abs(decoded - gaussian()).max() < part * abs(gaussian()).max()
+    assert abs(decoded - gaussian()).max() < (0.06 if codec.block_bytes * 8 / codec.block < 4.4 else 0.02)
 
 
 @ALL
@@ -157,7 +156,8 @@ def test_finite_in_finite_out_within_the_range(name, rows, weighted):
     decoded = codec.decode(codec.encode(rows, importance(256) if weighted else None))
     assert np.isfinite(decoded).all()
     reach = abs(rows).max(axis=1, keepdims=True)
-    assert (abs(decoded - rows) <= reach * (1.0 if weighted else 0.6) + 1e-6).all()
+    most = 1.0 if weighted or name.startswith("TQ") else 0.6  # three values are too few for an outlier and the rest
+    assert (abs(decoded - rows) <= reach * most + 1e-6).all()
     if name in REACH and not weighted:  # the squared error is at most that of plain rounding over the row's range
         step = np.maximum(np.ptp(rows, axis=1, keepdims=True), reach) * REACH[name]
         assert ((decoded - rows) ** 2).mean() <= (step**2).mean() + 1e-10
@@ -170,3 +170,55 @@ def test_every_row_stands_alone(name, weighted):
     rows, columns = gaussian(37, 512), importance(512) if weighted else None
     parts = [codec.encode(rows[start : start + 5], columns) for start in range(0, 37, 5)]
     np.testing.assert_array_equal(np.concatenate(parts), codec.encode(rows, columns))
+
+
+@QUANTISED
+def test_weights_beyond_the_type_s_range_are_named(name):
+    if name == "MXFP4":
+        pytest.skip("its scales are powers of two up to 2^126")
+    rows = gaussian()
+    rows[3, 17] = 1e30
+    with pytest.raises(WeightError, match=f"row 3 of them holds 1e\\+30, {name} ends at"):
+        codecs()[name].encode(rows, None)
+
+
+def mean_of(squares):
+    """Means that inputs with these mean squares may have, signs at random."""
+    signs = np.where(np.random.default_rng(4).random(squares.size) < 0.5, -1, 1)
+    return (0.8 * signs * np.sqrt(squares)).astype(np.float32)
+
+
+@QUANTISED
+def test_means_spare_the_row_s_mean_output(name):
+    codec, rows, squares = codecs()[name], gaussian(32), importance()
+    mean = mean_of(squares)
+    plain, balanced = (codec.decode(codec.encode(rows, squares, given)).astype(np.float64) - rows for given in (None, mean))
+    if name == "Q8_0":
+        np.testing.assert_array_equal(plain, balanced)
+        return
+    assert np.square(balanced @ mean).mean() < 0.02 * np.square(plain @ mean).mean()
+    assert (squares * balanced**2).sum() < 1.06 * (squares * plain**2).sum()
+
+
+@QUANTISED
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=hnp.arrays(np.float32, (2, 512), elements=st.floats(-60000, 60000, width=32)),
+    squares=hnp.arrays(np.float32, 512, elements=st.floats(0, 2.0**60, width=32)),
+    part=st.floats(0, 1),
+)
+def test_any_importance_and_mean_are_survived(name, rows, squares, part):
+    codec = codecs()[name]
+    mean = (part * np.sqrt(squares)).astype(np.float32)
+    encoded = codec.encode(rows, squares, mean)
+    np.testing.assert_array_equal(np.concatenate([codec.encode(rows[[row]], squares, mean) for row in range(2)]), encoded)
+    assert np.isfinite(codec.decode(encoded)).all()
+
+
+@QUANTISED
+@pytest.mark.parametrize("given", ["plain", "importance", "means"])
+def test_llama_cpp_accepts_what_is_written(ggml, name, given):
+    codec, squares = codecs()[name], importance()
+    seen = {"plain": (None, None), "importance": (squares, None), "means": (squares, mean_of(squares))}[given]
+    rows = np.concatenate([gaussian(), 1000 * gaussian(), 1e-6 * gaussian(), np.zeros((1, WIDTH), np.float32)])
+    assert ggml.accepts(codec, codec.encode(rows, *seen))

@@ -116,63 +116,64 @@ def test_k_types_store_a_simple_block_exactly():
         np.testing.assert_allclose(decoded(name, codecs()[name].encode(row, None)), row[0], atol=2e-4)
 
 
+def test_q2_k():
+    quants = (np.arange(256) * 7 % 4).reshape(2, 4, 32)
+    scales, minima = np.arange(16), np.arange(16)[::-1]
+    pairs = bytes(sum(int(quants[side, part, i]) << 2 * part for part in range(4)) for side in range(2) for i in range(32))
+    data = block(bytes(s | m << 4 for s, m in zip(scales, minima, strict=True)), pairs, half(0.5), half(0.25))
+    expected = 0.5 * scales[:, None] * quants.reshape(16, 16) - 0.25 * minima[:, None]
+    np.testing.assert_array_equal(decoded("Q2_K", data), expected.reshape(256))
+
+
+def test_q3_k():
+    quants = (np.arange(256) * 5 % 8).reshape(2, 4, 32)
+    scales = np.array([0, 1, 31, 32, 33, 63, 7, 12, 40, 41, 42, 43, 5, 6, 62, 61])
+    thirds = bytes(sum(int(quants[part // 4, part % 4, i] >> 2) << part for part in range(8)) for i in range(32))
+    pairs = bytes(sum(int(quants[side, part, i] & 3) << 2 * part for part in range(4)) for side in range(2) for i in range(32))
+    low = bytes(scales[j] & 15 | (scales[j + 8] & 15) << 4 for j in range(8))
+    high = bytes(sum(int(scales[j + 4 * k] >> 4) << 2 * k for k in range(4)) for j in range(4))
+    data = block(thirds, pairs, low, high, half(0.5))
+    assert data.shape == (1, 110)
+    expected = 0.5 * (scales - 32)[:, None] * (quants.reshape(16, 16) - 4)
+    np.testing.assert_array_equal(decoded("Q3_K", data), expected.reshape(256))
+
+
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 
 
 def test_iq4_nl():
     codes = np.r_[np.arange(16), np.arange(16)[::-1]]
     data = block(half(0.25), [i | (15 - i) << 4 for i in range(16)])
-    values = 0.25 * LEVELS[codes]
-    np.testing.assert_array_equal(decoded("IQ4_NL", data), values)
-    np.testing.assert_array_equal(codecs()["IQ4_NL"].encode(values[None].astype(np.float32), None), data)
+    np.testing.assert_array_equal(decoded("IQ4_NL", data), 0.25 * LEVELS[codes])
+    np.testing.assert_array_equal(codecs()["IQ4_NL"].encode((0.25 * LEVELS[codes])[None].astype(np.float32), None), data)
 
 
 def test_iq4_xs():
-    scales = np.array([-32, -31, -17, -1, 1, 15, 16, 31])
-    stored = scales + 32  # 0, 1, 15, 31, 33, 47, 48, 63
-    high = sum(int(code >> 4) << 2 * j for j, code in enumerate(stored))
-    assert high == 0b11_11_10_10_01_00_00_00
-    low = bytes([0 | 1 << 4, 15 | 15 << 4, 1 | 15 << 4, 0 | 15 << 4])
-    codes = (np.arange(256) * 7 % 16).reshape(8, 2, 16)
-    nibbles = bytes(codes[j, 0, i] | codes[j, 1, i] << 4 for j in range(8) for i in range(16))
-    data = block(half(0.5), int(high).to_bytes(2, "little"), low, nibbles)
-    expected = 0.5 * scales[:, None] * LEVELS[codes.reshape(8, 32)]
-    np.testing.assert_array_equal(decoded("IQ4_XS", data), expected.reshape(256))
-    again = codecs()["IQ4_XS"].encode(expected.reshape(1, 256).astype(np.float32), None)
-    np.testing.assert_array_equal(decoded("IQ4_XS", again), expected.reshape(256))
-
-
-def test_tq1_0():
-    trits = np.arange(256) % 7 % 3  # 0, 1, 2 stand for -1, 0, 1
-
-    def byte(digits):
-        value = sum(int(trit) * 3**power for trit, power in zip(digits, range(4, -1, -1), strict=False))
-        return -(-value * 256 // 243)  # a fraction of 256, rounded up
-
-    first = [byte(trits[m:160:32]) for m in range(32)]
-    second = [byte(trits[160 + m : 240 : 16]) for m in range(16)]
-    third = [byte(trits[240 + m :: 4]) for m in range(4)]
-    data = block(first, second, third, half(0.75))
-    assert data.shape == (1, 54)
-    values = 0.75 * (trits - 1)
-    np.testing.assert_array_equal(decoded("TQ1_0", data), values)
-    np.testing.assert_array_equal(codecs()["TQ1_0"].encode(values[None].astype(np.float32), None), data)
-
-
-def test_tq2_0():
-    trits = (np.arange(256) % 7 % 3).reshape(2, 4, 32)
-    pairs = bytes(sum(int(trits[k, n, m]) << 2 * n for n in range(4)) for k in range(2) for m in range(32))
-    data = block(pairs, half(0.75))
-    assert data.shape == (1, 66)
-    values = 0.75 * (trits.reshape(256) - 1)
-    np.testing.assert_array_equal(decoded("TQ2_0", data), values)
-    np.testing.assert_array_equal(codecs()["TQ2_0"].encode(values[None].astype(np.float32), None), data)
+    codes = (np.arange(256) * 11 % 16).reshape(8, 32)
+    scales = np.array([0, 63, 31, 33, 17, 48, 5, 62])
+    high = sum(int(scale >> 4) << 2 * j for j, scale in enumerate(scales))
+    low = bytes(scales[2 * j] & 15 | (scales[2 * j + 1] & 15) << 4 for j in range(4))
+    nibbles = bytes(codes[j, i] | codes[j, 16 + i] << 4 for j in range(8) for i in range(16))
+    data = block(half(0.125), high.to_bytes(2, "little"), low, nibbles)
+    assert data.shape == (1, 136)
+    np.testing.assert_array_equal(decoded("IQ4_XS", data), (0.125 * (scales - 32)[:, None] * LEVELS[codes]).reshape(256))
 
 
 def test_mxfp4():
-    codes = np.r_[np.arange(16), np.arange(16)[::-1]]
-    codes[codes == 8] = 0  # the encoder writes no negative zero
-    values = 0.5 * np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])[codes]
-    data = block([126], [codes[i] | codes[16 + i] << 4 for i in range(16)])  # 2^(126 - 127)
-    np.testing.assert_array_equal(decoded("MXFP4", data), values)
-    np.testing.assert_array_equal(codecs()["MXFP4"].encode(values[None].astype(np.float32), None), data)
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6, 0])
+    codes = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 0]
+    data = block([127 - 3], [code | code << 4 for code in codes])  # 2^-3
+    np.testing.assert_array_equal(decoded("MXFP4", data), np.tile(values / 8, 2))
+    np.testing.assert_array_equal(codecs()["MXFP4"].encode(np.tile(values / 8, 2)[None].astype(np.float32), None), data)
+
+
+def test_ternary_types_keep_ternary_weights():
+    digits = np.random.default_rng(5).integers(0, 3, 256)
+    row = (0.75 * (digits - 1)).astype(np.float32)[None]
+    pairs = digits.reshape(2, 4, 32)
+    packed = bytes(sum(int(pairs[side, part, i]) << 2 * part for part in range(4)) for side in range(2) for i in range(32))
+    np.testing.assert_array_equal(codecs()["TQ2_0"].encode(row, None), block(packed, half(0.75)))
+    encoded = codecs()["TQ1_0"].encode(row, None)
+    first = digits[[0, 32, 64, 96, 128]] @ 3 ** np.arange(5)[::-1]
+    assert encoded[0, 0] == -(-int(first) * 256 // 243)
+    np.testing.assert_array_equal(decoded("TQ1_0", encoded), row[0])

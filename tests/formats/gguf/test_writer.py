@@ -12,17 +12,18 @@ from checkpoints import PICO
 from quantkit import source
 from quantkit.codecs.gguf import codecs
 from quantkit.engines import llama_cpp
-from quantkit.errors import ResourceError, WeightError
+from quantkit.errors import InputError, ResourceError, WeightError
 from quantkit.formats.gguf import layout, writer
 from quantkit.progress import silent
 from quantkit.recipe import GGUF_TYPES, GgufTarget
+from quantkit.values import Importance
 
 gguf = pytest.importorskip("gguf")
 
 
-def write(checkpoint, kind, folder, threads=2, importance=None):
+def write(checkpoint, kind, folder, threads=2, importance=None, **settings):
     folder.mkdir(exist_ok=True)
-    target = GgufTarget(format="gguf", type=kind)
+    target = GgufTarget(format="gguf", type=kind, **settings)
     snapshot = source.fetch(source.describe(str(checkpoint)), silent)
     plan = layout.plan(target, "0" * 64, snapshot, "pico")
     return plan, writer.write(plan, snapshot, folder, importance=importance or {}, threads=threads, progress=silent)
@@ -30,13 +31,38 @@ def write(checkpoint, kind, folder, threads=2, importance=None):
 
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_the_file_is_what_was_planned_to_the_byte(pico, tmp_path, kind):
-    plan, artefact = write(pico("llama"), kind, tmp_path)
+    plan, artefact = write(pico("llama"), kind, tmp_path, imatrix=kind == "Q2_K_S")
     assert artefact.path.stat().st_size == plan.nbytes
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artefact.path).tensors}
     assert {name: tensor.tensor_type.name for name, tensor in tensors.items()} == {row.name: row.type for row in plan.rows}
     assert [path.name for path in tmp_path.iterdir()] == [plan.file]
     blocks = [int(row.name.split(".")[1]) for row in plan.rows if row.name.startswith("blk.")]
     assert blocks == sorted(blocks)
+
+
+def test_parts_are_within_the_limit_and_llama_cpp_finds_them(pico, tmp_path):
+    limit = 700_000
+    plan, artefact = write(pico("llama"), "Q8_0", tmp_path / "parts", split=limit)
+    _, whole = write(pico("llama"), "Q8_0", tmp_path / "whole")
+    assert len(artefact.files) > 2
+    assert [file.path.stat().st_size for file in artefact.files] == [file.nbytes for file in plan.files]
+    assert max(file.nbytes for file in artefact.files) <= limit
+    assert artefact.path.name.endswith(f"-Q8_0-00001-of-{len(artefact.files):05d}.gguf")
+    stored = [{t.name: t.data for t in gguf.GGUFReader(file.path).tensors} for file in artefact.files]
+    wanted = {t.name: t.data for t in gguf.GGUFReader(whole.path).tensors}
+    assert sum(map(len, stored)) == len(wanted)
+    assert all(np.array_equal(data, wanted[name]) for part in stored for name, data in part.items())
+    logits = []
+    for path in (artefact.path, whole.path):
+        runner = llama_cpp.open_runner(path, context=256, threads=1, exact=True)
+        logits.append(runner.logits([5, 6, 7, 8]))
+        runner.close()
+    assert np.array_equal(*logits)
+
+
+def test_a_limit_below_a_tensor_names_it(pico, tmp_path):
+    with pytest.raises(InputError, match=r"cannot hold token_embd.weight, which takes 139,264"):
+        write(pico("llama"), "Q8_0", tmp_path, split=100_000)
 
 
 def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
@@ -51,21 +77,27 @@ def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
 
 
 @pytest.mark.parametrize("name", PICO)
-def test_llama_cpp_gives_the_model_s_own_logits(pico, tmp_path, name):
+def test_llama_cpp_runs_the_file_as_transformers_the_checkpoint(pico, tmp_path, name):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    _, artefact = write(pico(name), "F32", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(pico(name), dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, 64)
     with torch.no_grad():
-        ours = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    runner = llama_cpp.open_runner(artefact.path, context=256, threads=2, exact=True)
-    try:
-        theirs = runner.logits(tokens.tolist())
-    finally:
-        runner.close()
-    assert np.square(ours - theirs).mean() / np.square(ours).mean() < 1e-6
+        wanted = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+        ends = {"eos_token_id": -1, "pad_token_id": 0}
+        continued = model.generate(torch.from_numpy(tokens)[None], max_new_tokens=16, do_sample=False, **ends)[0, 64:].tolist()
+    for kind, most in (("F32", 1e-6), ("Q8_0", 1e-3)):
+        _, artefact = write(pico(name), kind, tmp_path / kind)
+        runner = llama_cpp.open_runner(artefact.path, context=256, threads=2, exact=True)
+        try:
+            found, generated = runner.logits(tokens.tolist()), runner.generate(tokens.tolist(), 16)
+        finally:
+            runner.close()
+        assert np.square(wanted - found).mean() / np.square(wanted).mean() < most, kind
+        if kind == "F32":
+            assert generated == continued[: len(generated)]
+            assert len(generated) == 16 or continued[len(generated)] == model.config.eos_token_id
 
 
 def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
@@ -81,7 +113,7 @@ def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
         decoded = codecs()[tensor.tensor_type.name].decode(np.ascontiguousarray(tensor.data))
         return float((weight * np.square(decoded - original)).sum())
 
-    assert error(tmp_path / "a", {name: weight}) < 0.8 * error(tmp_path / "b", {})
+    assert error(tmp_path / "a", {stored: Importance(weight, None, np.array([1]))}) < 0.8 * error(tmp_path / "b", {})
 
 
 def test_a_nan_is_named_with_its_tensor_and_row_and_nothing_is_left(pico, tmp_path):

@@ -1,0 +1,62 @@
+"""A checkpoint under the names that transformers' model has: experts fused into one tensor, tensors that moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from quantkit import arch as architectures
+from quantkit import checkpoint
+from quantkit.values import F32, TensorInfo, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleWeights:
+    """The weights of `stored` and, beside them, the model's tensors that they hold in other form.
+
+    experts: a fused tensor of the model -> of every expert the stored tensors that make it, one below the other.
+    """
+
+    stored: Weights
+    infos: Mapping[str, TensorInfo]
+    moved: Mapping[str, str]
+    experts: Mapping[str, tuple[tuple[str, ...], ...]]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
+        if name in self.moved:
+            return self.stored.read(self.moved[name], start, stop)
+        if name not in self.experts or (start, stop) != (0, None):
+            return self.stored.read(name, start, stop)
+        out = np.empty(self.infos[name].shape, np.float32)
+        for expert, parts in enumerate(self.experts[name]):
+            row = 0
+            for part in parts:
+                matrix = self.stored.read(part)
+                out[expert, row : row + len(matrix)] = matrix
+                row += len(matrix)
+        return out
+
+    def close(self) -> None:
+        self.stored.close()
+
+
+def view(config: Mapping[str, Any], weights: Weights) -> ModuleWeights:
+    """The view of a checkpoint; of a model_type that has no architecture file, the checkpoint as it is."""
+    arch = architectures.known().get(str(config.get("model_type")))
+    infos, moved, experts = dict(weights.infos), dict[str, str](), dict[str, tuple[tuple[str, ...], ...]]()
+    if arch is not None and (arch.moved or arch.fused):
+        located = checkpoint.locate(arch, config, weights.infos)
+        for name, stored in checkpoint.moved(arch, config):
+            if name not in infos and stored in located:
+                moved[name] = located[stored].name
+                infos[name] = replace(infos[moved[name]], name=name)
+        for name, matrices in checkpoint.fused(arch, config).items():
+            if name not in infos and all(part in located for parts in matrices for part in parts):
+                experts[name] = tuple(tuple(located[part].name for part in parts) for parts in matrices)
+                shapes = [infos[part].shape for part in experts[name][0]]
+                shape = (len(matrices), sum(rows for rows, _ in shapes), shapes[0][1])
+                infos[name] = TensorInfo(name, shape, infos[experts[name][0][0]].dtype, 0)
+    return ModuleWeights(weights, infos, moved, experts)
