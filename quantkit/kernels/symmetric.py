@@ -11,7 +11,6 @@ from quantkit.kernels.packing import store_codes, store_word
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
-_TRIALS = 15
 _MARGIN = np.float32(1.000001)  # a gain within rounding is none
 
 
@@ -39,25 +38,25 @@ def weighted_sums(x, weight, inverse, reach):
 
 
 @kernel
-def weighted_scale(x, weight, peak, reach, steps, nudges):
-    """The scale of least weighted error among those that put the peak at the codes `steps`, and `nudges` times the best
+def weighted_scale(x, weight, peak, reach, targets, nudges):
+    """The scale of least weighted error among those that put the peak at the codes `targets`, and `nudges` times the best
     of these; the winner is settled once.
 
     Where weights differ by orders of magnitude the best scale may cut off a peak that hardly any input meets, and the side
     of the codes that has one more may serve either sign. On a constant block all scales fit alike: the first wins ties.
     """
-    best = scale = step = _ZERO
+    best = scale = chosen = _ZERO
     if abs(peak) < TINY:
         return scale
-    for trial in range(steps.size):
-        products, squares = weighted_sums(x, weight, steps[trial] / peak, reach)
+    for trial in range(targets.size):
+        products, squares = weighted_sums(x, weight, targets[trial] / peak, reach)
         fitted = products / squares if squares > _ZERO else _ZERO
         better = fitted * products > best * _MARGIN
         best = fitted * products if better else best
         scale = fitted if better else scale
-        step = steps[trial] if better else step
+        chosen = targets[trial] if better else chosen
     for trial in range(nudges.size):
-        products, squares = weighted_sums(x, weight, step * nudges[trial] / peak, reach)
+        products, squares = weighted_sums(x, weight, chosen * nudges[trial] / peak, reach)
         fitted = products / squares if squares > _ZERO else _ZERO
         better = fitted * products > best * _MARGIN
         best = fitted * products if better else best
@@ -100,12 +99,13 @@ def store_scales(scales, halves):
 
 
 @kernel
-def encode(rows, costs, means, reach, out):
+def encode(rows, costs, means, reach, targets, nudges, out):
     """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
 
     costs, means: (blocks, 32), or of size 0. Without costs the scale that puts the peak at -reach, as ggml's, is refitted by
     least squares to the codes it gives: the squared error falls. With them, `weighted_scale` takes the place of
-    make_qx_quants (MIT), which tries nineteen scales and settles none; with means, codes are balanced.
+    make_qx_quants (MIT), which tries nineteen scales that put the peak within 0.9 of -reach and settles none; with means,
+    codes are balanced. targets, nudges: of `weighted_scale`.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
@@ -122,7 +122,7 @@ def encode(rows, costs, means, reach, out):
         find_peaks(bits[row], peaks)
         if costs.size > 0:
             for block in range(peaks.size):
-                scale = weighted_scale(rows[row, block], costs[block], peaks[block], reach)
+                scale = weighted_scale(rows[row, block], costs[block], peaks[block], reach, targets, nudges)
                 scales[block] = storable_scale(rows[row, block], costs[block], scale, _ZERO, -reach, reach - _ONE)
         else:
             for block in range(peaks.size):
@@ -152,26 +152,17 @@ def encode(rows, costs, means, reach, out):
 
 
 @kernel
-def round_bytes(x, inverse, codes):
-    """Codes within -127..127 of 32 weights as the bytes of int8s."""
-    reach = np.float32(127)
-    for i in range(BLOCK):
-        codes[i] = np.uint8(np.int32(np.rint(min(max(x[i] * inverse, -reach), reach))) & 255)
-
-
-@kernel
-def encode_bytes(rows, means, gains, out):
+def encode_bytes(rows, out):
     """Q8_0 of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 17): a half, then 32 int8 codes.
 
     The scale is peak / 127 as ggml's; the codes are rounded with the half that is stored, where ggml uses the
-    unrounded quotient, and with `feedback` where means and gains (blocks, 32) are not of size 0.
+    unrounded quotient.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
     scales = np.empty(rows.shape[1], np.float32)
     halves = np.empty(rows.shape[1], np.uint16)
     ones = np.ones(BLOCK, np.float32)
-    leaning = np.empty(BLOCK, np.float32)
     codes = np.empty(BLOCK, np.uint8)
     words = codes.view(np.uint64)
     reach = np.float32(127)
@@ -183,15 +174,10 @@ def encode_bytes(rows, means, gains, out):
             for block in range(peaks.size):
                 scales[block] = storable_scale(rows[row, block], ones, scales[block], _ZERO, -reach, reach)
         store_scales(scales, halves)
-        owed = _ZERO
         for block in range(peaks.size):
             out[row, block, 0] = halves[block]
-            if means.size > 0:
-                scale = from_half(np.int32(halves[block]))
-                lean(rows[row, block], owed, gains[block], scale, leaning)
-                round_bytes(leaning, scales[block], codes)
-                owed += miss(rows[row, block], means[block], scale, _ZERO, codes.view(np.int8))
-            else:
-                round_bytes(rows[row, block], scales[block], codes)
+            inverse = scales[block]
+            for i in range(BLOCK):
+                codes[i] = np.uint8(np.int32(np.rint(min(max(rows[row, block, i] * inverse, -reach), reach))) & 255)
             for i in range(4):
                 store_word(words[i], out[row, block], 1 + 4 * i)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves, means
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
 from quantkit.kernels import decode as kernels
 from quantkit.kernels import offset
 from quantkit.values import F32, U8, Codec

@@ -1,13 +1,13 @@
 """Q8_0: blocks of 32 weights: a half-precision scale and 32 int8 codes; x = scale * code.
 
-Importance has no say, as in ggml; the columns' means have.
+Importance has no say, as in ggml.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves, means
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
 from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
@@ -16,7 +16,7 @@ from quantkit.values import F32, U8, Codec
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
     blocks, _, _ = cut("Q8_0", rows, importance, mean, 32, steps=127)
     out = np.empty((*blocks.shape[:2], 17), np.uint16)
-    symmetric.encode_bytes(blocks, *means(importance, weights), out)
+    symmetric.encode_bytes(blocks, out)
     return as_bytes(out)
 
 
