@@ -15,7 +15,7 @@ from quantkit.baseline import Baseline
 from quantkit.calibration import corpus
 from quantkit.checks import divergence, integrity, latency, perplexity, scoring, tokenizer
 from quantkit.checks.scoring import Scores
-from quantkit.codecs import gguf_config, gguf_pre, gguf_tensors
+from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
@@ -139,11 +139,14 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
 
 
 def _tokenize(job: Job, plan: TargetPlan, path: Path) -> CheckResult:
-    """The file's vocabulary in its engine against the checkpoint's tokenizer."""
-    assert job.snapshot.tokenizer is not None
-    known = gguf_pre.known_difference(job.snapshot.tokenizer.definition, plan.target.pre)
-    with llama_cpp.vocabulary(path) as found:
-        return tokenizer.check(corpus.tokenize(job.snapshot.tokenizer), found, llama_cpp.name(), known)
+    """The file's vocabulary in its engine against the checkpoint's tokenizer; a recipe that names another pre-tokenizer
+    takes the differences upon itself.
+    """
+    ours, pre = job.snapshot.tokenizer, plan.target.pre
+    assert ours is not None
+    known = gguf_vocab.deviations(ours, pre)
+    found = tokenizer.check(ours, partial(llama_cpp.open_vocabulary, path), known=known)
+    return replace(found, verdict="report") if pre and found.verdict == "fail" else found
 
 
 def score(job: Job, path: Path, reference: Reference) -> Scores:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,6 @@ def cut(path: Path, tokenizer: Tokenizer, *, chunks: int, length: int, seed: int
     if bos is not None:
         tokens[:, 0] = bos
     return tokens
-
-
-def tokenize(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """Text -> ids by the checkpoint's tokenizer, nothing added; names of special tokens are ordinary text."""
-    engine = _engine(tokenizer)
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = engine.encode(text, add_special_tokens=False).ids
-        return found
-
-    return ids
 
 
 def _engine(tokenizer: Tokenizer) -> Any:

@@ -28,21 +28,31 @@ def find(definition: Mapping[str, Any]) -> str:
 
     A name that differs in model.ignore_merges alone will do if merges make every token whole: then the flag changes nothing.
     """
-    rules = _rules(definition)
     ignore_merges = bool(definition["model"].get("ignore_merges"))
-    same = [name for name in TABLE if _rules(encode(name)) == rules]
+    same = named(definition)
     for name in same:
         if TABLE[name].ignore_merges == ignore_merges:
             return name
-    if same:
-        if broken := _unmerged(definition):
-            raise UnsupportedError(
-                f"tokenizer.json: ignore_merges is {str(ignore_merges).lower()}, llama.cpp's {same[0]} has the opposite, and "
-                f"{len(broken)} tokens differ by it, {broken[0]!r} among them; if that will do, say so in the recipe: "
-                f"`tokenizer: {{pre: {same[0]}}}`"
-            )
-        return same[0]
-    raise UnsupportedError(_nearest(rules))
+    if not same:
+        raise UnsupportedError(_nearest(_rules(definition)))
+    if broken := _unmerged(definition["model"]):
+        raise UnsupportedError(
+            f"tokenizer.json: ignore_merges is {str(ignore_merges).lower()}, llama.cpp's {same[0]} has the opposite, and "
+            f"{len(broken)} tokens differ by it, {broken[0]!r} among them; if that will do, say so in the recipe: "
+            f"`tokenizer: {{pre: {same[0]}}}`"
+        )
+    return same[0]
+
+
+def named(definition: Mapping[str, Any]) -> list[str]:
+    """Every name of the table with a definition's rules, whatever it does with merges."""
+    rules = _rules(definition)
+    return [name for name in TABLE if _rules(encode(name)) == rules]
+
+
+def differs(name: str) -> dict[str, str]:
+    """Pre.differs of a name; nothing for one that only llama.cpp knows."""
+    return next((dict(pre.differs) for first, pre in TABLE.items() if name == first or name in pre.also), {})
 
 
 def get(name: str) -> Pre:
@@ -52,13 +62,6 @@ def get(name: str) -> Pre:
             return pre
     known = sorted({*TABLE, *(name for pre in TABLE.values() for name in pre.also)})
     raise UnsupportedError(f"tokenizer.ggml.pre {name!r} is not supported; supported: {', '.join(known)}")
-
-
-def known_difference(definition: Mapping[str, Any], name: str | None = None) -> str | None:
-    """Why llama.cpp's tokens may differ from a tokenizer.json's under its rules, or `name`'s; None where they may not."""
-    if name is None and definition["model"].get("byte_fallback"):
-        return None
-    return "; ".join(get(name or find(definition)).differs.values()) or None
 
 
 def encode(name: str) -> dict[str, Any]:
@@ -109,13 +112,19 @@ def _spelling(regex: str) -> str:
     return re.sub(r"(?<=[\])}a-zA-Z][?*+])\+", "", regex)
 
 
-def _unmerged(definition: Mapping[str, Any]) -> list[str]:
+def _unmerged(model: Mapping[str, Any]) -> list[str]:
     """The tokens that merges alone do not make."""
-    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import BPE
 
-    model = {**definition["model"], "ignore_merges": False}
-    engine = Engine.from_str(json.dumps({**definition, "model": model, "added_tokens": []})).model
+    engine = BPE(model["vocab"], list(pairs_of(model)))
     return [token for token in model["vocab"] if len(engine.tokenize(token)) != 1]
+
+
+def pairs_of(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The merges in order; tokenizer.json has them as "a b" or as ["a", "b"]."""
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield left, right
 
 
 def _nearest(rules: Sequence[Step]) -> str:

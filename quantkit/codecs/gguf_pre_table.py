@@ -17,7 +17,7 @@ Step = dict[str, Any]
 class Pre:
     """`steps`: the pre_tokenizers of tokenizer.json in order. `also`: llama.cpp's other names for the same rules.
 
-    `differs`: kind of text -> why llama.cpp's tokens are known to differ on it.
+    `differs`: kind of sample text (checks/tokenizer.py has them) -> why llama.cpp's tokens are known to differ on it.
     """
 
     steps: tuple[Step, ...]
@@ -65,6 +65,12 @@ _GPT4O = (
     f"{_HEAD}{_UPPER}*{_LOWER}+{ANY_CASE}?|{_HEAD}{_UPPER}+{_LOWER}*{ANY_CASE}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
 )
+_UPPER_HAN = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_LOWER_HAN = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_KIMI = (
+    rf"[\p{{Han}}]+|{_HEAD}{_UPPER_HAN}*{_LOWER_HAN}+{ANY_CASE}?|{_HEAD}{_UPPER_HAN}+{_LOWER_HAN}*{ANY_CASE}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
+)
 _DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*""" + _SPACES
 )
@@ -78,6 +84,8 @@ _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 _CASE = {"case": "llama.cpp's expression knows upper and lower case in ASCII alone"}
 _MARKS = {"marks": "llama.cpp's expression takes combining marks for punctuation"}
+_CAMEL = {"camel": "llama.cpp's expression knows no case"}
+_DIGITS = {"digits": "llama.cpp groups digits from their end before letters too, and splits spaces before them"}
 
 # Of several names with the same rules the first is written; only llama.cpp's detokenising tells them apart.
 TABLE: Mapping[str, Pre] = {
@@ -107,8 +115,8 @@ TABLE: Mapping[str, Pre] = {
         _splits(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3), also=("hunyuan-dense", "joyai-llm", "hy_v4")
     ),
     "deepseek-llm": Pre(
-        (*map(split, (r"[\r\n]", r"\s?" + _LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK)),
-         digits(True), byte_level(False)),
+        (*map(split, (r"[\r\n]", r"\s?" + _LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK)), digits(True),
+         byte_level(False)),
     ),
     "deepseek-coder": Pre((*map(split, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK)), digits(True), byte_level(False))),
     "falcon": Pre(
@@ -121,5 +129,9 @@ TABLE: Mapping[str, Pre] = {
     "exaone-moe": Pre(_splits(_EXAONE_MOE)),
     "minicpm5": Pre(_splits(r"\p{N}{1,3}", _MINICPM5), ignore_merges=True),
     "superbpe": Pre(_splits(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    "tiny_aya": Pre(
+        _splits(r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O), also=("cohere2moe",), differs=_CASE | _MARKS | _CAMEL | _DIGITS
+    ),
+    "kimi-k2": Pre(_splits(_KIMI), differs=_CASE | _MARKS | _CAMEL),
     "ufakzeka": Pre(_splits(_UFAKZEKA)),
 }  # fmt: skip

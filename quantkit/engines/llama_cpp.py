@@ -12,8 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -70,31 +69,6 @@ def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) 
 def name() -> str:
     """The engine with its version, as every figure carries it."""
     return f"llama.cpp (llama-cpp-python {available()})"
-
-
-@contextmanager
-def vocabulary(path: Path) -> Iterator[Callable[[str], list[int]]]:
-    """The file's tokenizer while the block runs, no weights loaded: text -> ids, nothing added, special tokens' names taken
-    for text. Errors as of `open_runner`."""
-    library = _library()
-    _log.clear()
-    settings = _model_settings(library)
-    settings.vocab_only = True
-    model = library.llama_model_load_from_file(str(path).encode(), settings)
-    if not model:
-        raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {_reason()}")
-    held = library.llama_model_get_vocab(model)
-
-    def tokenize(text: str) -> list[int]:
-        data = text.encode()
-        ids = (ctypes.c_int32 * (len(data) + 8))()
-        count = library.llama_tokenize(held, data, len(data), ids, len(ids), False, False)
-        return list(ids[:count])
-
-    try:
-        yield tokenize
-    finally:
-        library.llama_model_free(model)
 
 
 @dataclass(slots=True)
@@ -162,6 +136,63 @@ class _Runner:
     def _rows(self, pointer: Any, count: int) -> F32:
         """A copy: the engine's own buffer changes with the next forward."""
         return np.ctypeslib.as_array(pointer, (count, self.vocabulary)).astype(np.float32, copy=True)
+
+
+def open_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of a GGUF file alone, its weights left unread.
+
+    Raises UnresolvedError without the engine, SourceError with llama.cpp's own reason for a file that it refuses.
+    """
+    library = _library()
+    _log.clear()
+    settings = _model_settings(library)
+    settings.vocab_only = True
+    model = library.llama_model_load_from_file(str(path).encode(), settings)
+    if not model:
+        raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {_reason()}")
+    return Vocabulary(library, model, library.llama_model_get_vocab(model), name())
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """Tokens of a text and text of tokens, as llama.cpp has them."""
+
+    _library: Any
+    _model: Any
+    _vocabulary: Any
+    engine: str
+
+    @property
+    def size(self) -> int:
+        return int(self._library.llama_vocab_n_tokens(self._vocabulary))
+
+    def tokenise(self, text: str, *, ends: bool = False) -> list[int]:
+        """Special tokens in the text are parsed; with `ends`, what begins and ends a text is added."""
+        data = text.encode()
+        room = len(data) + 8  # no token is made of less than a byte
+        found = (self._library.llama_token * room)()
+        count = self._library.llama_tokenize(self._vocabulary, data, len(data), found, room, ends, True)
+        if count < 0:
+            raise SourceError(f"llama.cpp makes {-count} tokens of {len(data)} bytes")
+        return list(found[:count])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The tokens' texts, one after the other, special ones too; bytes that are no UTF-8 become U+FFFD."""
+        buffer = ctypes.create_string_buffer(1024)
+        data = b""
+        for token in tokens:
+            size = self._library.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, True)
+            if size < 0:  # the room it wants
+                buffer = ctypes.create_string_buffer(-size)
+                size = self._library.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, True)
+            data += buffer.raw[:size]
+        return data.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Frees the vocabulary; a second call does nothing."""
+        if self._model is not None:
+            self._library.llama_model_free(self._model)
+            self._model = self._vocabulary = None
 
 
 @cache
