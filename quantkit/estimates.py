@@ -84,7 +84,7 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     elif snapshot.tokenizer is None:
         yield Missing(
             "tokenizer",
-            f"{snapshot.uri} has no tokenizer.json: load its tokenizer with transformers and save it beside the weights",
+            f"{snapshot.uri} has no tokenizer: load it with transformers and save it beside the weights",
         )
     context = gguf_config.context_length(snapshot.config)
     if recipe.calibration is not None and recipe.calibration.length > context:

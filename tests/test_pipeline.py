@@ -175,7 +175,7 @@ def test_the_plan_says_what_would_stop_the_run(pico, recipe, tmp_path, lost):
         (source / lost).unlink()
     plan = quantkit.plan(recipe(source=source), work_dir=tmp_path / "build")
     assert [missing.kind for missing in plan.missing] == [lost.removesuffix(".json")]
-    with pytest.raises(InputError, match=r"has no tokenizer\.json|was not published by quantkit"):
+    with pytest.raises(InputError, match=r"has no tokenizer|was not published by quantkit"):
         convert(recipe(source=source), work_dir=tmp_path / "build")
     assert not (tmp_path / "build").exists()
 
@@ -297,3 +297,11 @@ def test_types_for_a_size(pico, tmp_path):
 def test_a_size_below_every_mixture_is_refused(pico, tmp_path):
     with pytest.raises(InputError, match=r"100,000 bytes hold no mixture of this model; the smallest, TQ1_0, takes"):
         convert(one_target(tmp_path, pico("llama"), "type: auto, size: 100kB"), work_dir=tmp_path / "x")
+
+
+def test_another_pre_tokenizer_than_the_checkpoints_is_reported_when_the_recipe_names_it(recipe, tmp_path):
+    overridden = {"{format: gguf, type: Q8_0}": "{format: gguf, type: Q8_0, tokenizer: {pre: gpt-2}}"}
+    manifest = convert(recipe(**overridden), work_dir=tmp_path / "build")
+    words = {target.type: check for target in manifest.targets for check in target.checks if check.check == "tokenizer"}
+    assert (words["Q8_0"].verdict, words["Q4_K_M"].verdict) == ("report", "pass")
+    assert "texts differ, first" in words["Q8_0"].summary

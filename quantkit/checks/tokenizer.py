@@ -18,11 +18,11 @@ SAMPLES: Mapping[str, tuple[str, ...]] = {
     "": (
         "The quick brown fox jumps over the lazy dog; isn't it what they're for? We'll see, I'd say. You've DON'T'S.",
         "def main(args: list[str]) -> int:\n    for i, x in enumerate(args):\n\t\tprint(f'{i}: {x!r}')  # why\n    return 0",
-        "#include <stdio.h>\r\nint main(void) { return a->b != c[3] && x++ <= ~y ? 1 : 0; } /* end */",
+        "#include <stdio.h>\nint main(void) { return a->b != c[3] && x++ <= ~y ? 1 : 0; } /* end */",
         '{"key": [1, 2.5, -3e8, null, true], "__name__": "C:\\\\path\\\\to", "html": "<a href=\'/x?y=1&z\'>&amp;</a>"}',
         "SELECT name, COUNT(*) FROM users WHERE id >= 10 GROUP BY name HAVING COUNT(*) > 1;",
         "0 1 12 123 1234 12345 123456 1234567 3.14159 1,000,000 2024-02-29 12:34:56 100% $5.00 €20 №7 ½ ² ⅷ",
-        "one\ntwo\n\nthree\n\n\nfour \n five\r\nsix\t\tseven",
+        "one\ntwo\n\nthree\n\n\nfour \n five\nsix\t\tseven",
         "a  b   c    d        e\tf\t\tg",
         "Ça déjà vu, naïve façade; Übergröße, Mädchen; señor ¿qué tal? ¡olé! Žluťoučký kůň; Łódź; İstanbul",
         "Быстрая лиса прыгает через ленивую собаку. Ёлка, объём, Київ, їжак; Η γρήγορη αλεπού πηδά.",
@@ -35,12 +35,13 @@ SAMPLES: Mapping[str, tuple[str, ...]] = {
         "x = α + β·γ ≤ ∑∞ → ∂f/∂x ≈ 3 × 10⁻⁸ µm ± 5 °C © ™ “quoted” ‘single’ – en — em … • ▪",
     ),
     "edges": (" one space before", "  two spaces before", "one space after ", "two after  ", "\n", " ", "\n\nlines around\n"),
+    "crlf": ("one\r\ntwo\r\n\r\nthree \r\n four",),
     "rare": ("🙂 🚀🚀 👩‍💻 🇫🇷 👍🏽 ❤️ 🦙x", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𓀀 ꙮ ᚠᛇᚻ ⠓⠑⠇⠇⠕ ꧁꧂"),
     "marks": ("तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है।", "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้าม កាន់តែពិសេស বাংলা தமிழ்"),
     "hangul": ("빠른 갈색 여우가 게으른 개를 뛰어넘는다. 한국어와 English를 섞어 쓴다.",),
     "case": ("ПРИвет ёлкаБеС ΑλΦα ÉcOLE garçON", "straßeÉ ÀÉÎõü мОСКВа"),
     "camel": ("camelCase PascalCase HTTPServer iPhone getURLById XMLHttpRequest McDonald",),
-    "digits": ("x1234567y 12345abc v10000000beta 1234px",),
+    "digits": ("x1234567y 12345abc v10000000beta 1234px    12",),
 }
 
 
@@ -127,14 +128,18 @@ def _samples() -> Iterator[tuple[str, str]]:
 
 
 def _added(definition: Mapping[str, Any], size: int) -> Iterator[tuple[str, str]]:
-    """Texts with added tokens inside. Some tokens take the spaces beside them: those stand next to letters, too."""
+    """Texts with added tokens inside. Some tokens are looked for in normalised text, some take the spaces beside them: what
+    they do is of a kind of its own.
+    """
+    changed = definition.get("normalizer") not in (None, {"type": "NFC"})
     fit = [each for each in definition.get("added_tokens", ()) if each["id"] < size and not each.get("single_word")]
     for each in fit[:: max(1, -(-len(fit) // ADDED_TOKENS))]:
         token = each["content"]
+        kind = "normalized" if changed and each.get("normalized") else ""
         strips = each.get("lstrip") or each.get("rstrip")
-        yield "", f"word{token}"
-        yield "added", f"{token}word{token}{token}2"
-        yield "strips" if strips else "added", f"{token} word {token} word"
+        yield kind, f"word{token}"
+        yield kind or "added", f"{token}word{token}{token}2"
+        yield kind or ("strips" if strips else "added"), f"{token} word {token} word"
 
 
 def _split(ours: Sequence[int], theirs: Sequence[int]) -> tuple[list[int], list[int]]:

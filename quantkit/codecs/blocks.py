@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.errors import WeightError
 from quantkit.kernels.finite import first_row_reaching
 from quantkit.values import F32, U8
 
 HALF = 65504.0  # the greatest half
-FLOOR = 1e-6  # of the mean importance: a column that calibration never saw keeps its shape
+FLOOR = 1e-6  # of the mean importance: a column that calibration hardly saw keeps its shape
+GROUP = 32  # columns that lend each other their importance
 SPARED = 0.5  # of the squared mean is left out of a column's cost where the codes are balanced; measured, see LOG.md
 
 
@@ -31,7 +33,9 @@ def check_importance(name: str, importance: F32 | None, mean: F32 | None, width:
     """What errors in each column cost, and the columns' means, both (width,) and relative to the mean importance; of size 0
     where nothing is known (None, or zero throughout).
 
-    With means part of the cost is `kernels.balance`'s to take care of: E[x^2] - SPARED * E[x]^2 is left. Floored at FLOOR.
+    A zero is a column that calibration never reached: it costs as much as the mean of the others among its 32, and where most
+    of the 32 are zero, all of these cost the same. With means part of the cost is `kernels.balance`'s to take care of: E[x^2]
+    - SPARED * E[x]^2 is left. Floored at FLOOR.
     ValueError unless (width,), finite and importance >= 0.
     """
     nothing = np.empty(0, np.float32)
@@ -49,10 +53,20 @@ def check_importance(name: str, importance: F32 | None, mean: F32 | None, width:
     scale = importance.mean(dtype=np.float64)
     if scale == 0:
         return nothing, nothing
-    squares = importance / scale
+    squares = _fill(importance / scale)
     means = nothing if mean is None else mean / np.sqrt(scale)
     spent = 0.0 if mean is None else SPARED * np.square(means)
     return np.maximum(squares - spent, FLOOR).astype(np.float32), means.astype(np.float32)
+
+
+def _fill(squares: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Zeros replaced by the mean of the others among their 32; all 32 by 1, the row's mean, where most are zero."""
+    if squares.all() or squares.size % GROUP:
+        return squares
+    groups = squares.reshape(-1, GROUP)
+    seen = np.count_nonzero(groups, axis=1)[:, None]
+    filled = np.where(groups == 0, groups.sum(axis=1, keepdims=True) / np.maximum(seen, 1), groups)
+    return np.where(2 * seen < GROUP, 1.0, filled).reshape(-1)
 
 
 def check_range(name: str, rows: F32, limit: float) -> None:

@@ -50,6 +50,11 @@ def named(definition: Mapping[str, Any]) -> list[str]:
     return [name for name in TABLE if _rules(encode(name)) == rules]
 
 
+def differs(name: str) -> dict[str, str]:
+    """Pre.differs of a name; nothing for one that only llama.cpp knows."""
+    return next((dict(pre.differs) for first, pre in TABLE.items() if name == first or name in pre.also), {})
+
+
 def get(name: str) -> Pre:
     """The rules of a name in tokenizer.ggml.pre. Raises UnsupportedError."""
     for first, pre in TABLE.items():

@@ -85,7 +85,7 @@ _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _CASE = {"case": "llama.cpp's expression knows upper and lower case in ASCII alone"}
 _MARKS = {"marks": "llama.cpp's expression takes combining marks for punctuation"}
 _CAMEL = {"camel": "llama.cpp's expression knows no case"}
-_DIGITS = {"digits": "llama.cpp groups digits from their end where letters follow, too"}
+_DIGITS = {"digits": "llama.cpp groups digits from their end before letters too, and splits spaces before them"}
 
 # Of several names with the same rules the first is written; only llama.cpp's detokenising tells them apart.
 TABLE: Mapping[str, Pre] = {

@@ -19,7 +19,7 @@ from quantkit.errors import SourceError, UnsupportedError
 Step = dict[str, Any]
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0  # of tokens outside the trained vocabulary, as llama.cpp's converter has them
 _TO_SPACE: Step = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-_RAW = ("gemma4", "sarvam-moe", "granite-embed-multi-311m")  # llama.cpp's names for merges over text that is not byte-encoded
+RAW = ("gemma4", "sarvam-moe", "granite-embed-multi-311m")  # llama.cpp's names for merges over text that is not byte-encoded
 
 
 def encode_bpe(definition: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], pre: str | None) -> list[KeyValue]:
@@ -29,7 +29,7 @@ def encode_bpe(definition: Mapping[str, Any], tokens: Sequence[str], kinds: Sequ
     every such pair. For one that has not, `pre` may name a raw pre-tokenizer: then the merges themselves are written.
     """
     model, prefix = definition["model"], _space_prefix(definition)
-    if pre in _RAW:
+    if pre in RAW:
         merges = [f"{left} {right}" for left, right in pairs_of(model)]
         return [string_pair("model", "gpt2"), string_pair("pre", pre), array("merges", merges, "STRING")]
     scores = array("scores", _scores(model, tokens, kinds), "FLOAT32")
@@ -112,6 +112,7 @@ def differs(definition: Mapping[str, Any]) -> dict[str, str]:
         if definition["model"].get("byte_fallback"):
             found["rare"] = "llama.cpp's Unigram has no byte fallback"
         if not any(step["type"] == "WhitespaceSplit" for step in steps):
+            found["crlf"] = "the tokenizers library maps a line end of two characters as one"
             found["edges"] = "llama.cpp treats spaces at the ends of a text as SentencePiece does, this definition does not"
     elif scheme != "never":
         found["edges"] = "llama.cpp puts a space before a text that begins with one as SentencePiece does, Metaspace does not"

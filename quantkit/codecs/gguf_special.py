@@ -16,7 +16,7 @@ from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.values import Tokenizer
 
 GGML = "tokenizer.ggml."
-_SPECIAL = {  # tokenizer_config.json's name -> GGUF's (the spelling is GGUF's)
+SPECIAL = {  # tokenizer_config.json's name -> GGUF's (the spelling is GGUF's)
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
@@ -71,9 +71,9 @@ def _special_ids(tokenizer: Tokenizer, config: Mapping[str, Any], ids: Mapping[s
         if said.get(mark) and not said.get(end):
             said[end] = said[mark]
     found = {}
-    for name, key in (_SPECIAL | _FILLING | {"eot_token": "eot_token_id"}).items():
-        token = ids.get(_content(said.get(name)))
-        if token is None and name in _SPECIAL:
+    for name, key in (SPECIAL | _FILLING | {"eot_token": "eot_token_id"}).items():
+        token = ids.get(content(said.get(name)))
+        if token is None and name in SPECIAL:
             token = config.get(f"{name}_id")
         if token is None and name == "unk_token":
             token = model.get("unk_id")
@@ -84,7 +84,8 @@ def _special_ids(tokenizer: Tokenizer, config: Mapping[str, Any], ids: Mapping[s
     return found
 
 
-def _content(token: Any) -> Any:
+def content(token: Any) -> Any:
+    """The text of a token as tokenizer_config.json has it, plain or with flags; None for anything else."""
     found = token.get("content") if isinstance(token, Mapping) else token
     return found if isinstance(found, str) else None
 
@@ -151,7 +152,7 @@ def _templates(tokenizer: Tokenizer) -> list[KeyValue]:
 def settings(kv: Mapping[str, Any], tokens: Sequence[str], *, bos: bool, eos: bool | None = None) -> dict[str, Any]:
     """tokenizer_config.json of a GGUF's pairs. `bos`, `eos`: what llama.cpp adds if the file does not say."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for name, key in (_SPECIAL | _FILLING).items():
+    for name, key in (SPECIAL | _FILLING).items():
         if (token := kv.get(GGML + key)) is not None and token < len(tokens):
             config[name] = tokens[token]
     config["add_bos_token"] = kv.get(GGML + "add_bos_token", bos)

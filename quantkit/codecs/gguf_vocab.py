@@ -80,13 +80,15 @@ def deviations(tokenizer: Tokenizer, pre: str | None = None) -> dict[str, str]:
     """
     definition = tokenizer.definition
     kind = _kind(definition["model"])
-    strips = {"strips": "llama.cpp knows no lstrip or rstrip of added tokens"}
+    always = {
+        "strips": "llama.cpp knows no lstrip or rstrip of added tokens",
+        "normalized": "llama.cpp looks for added tokens in the text as written, this definition in normalised text",
+    }
     if kind == "gpt2":
-        names = [pre] if pre else gguf_pre.named(definition)
-        return strips | (dict(gguf_pre.get(names[0]).differs) if names else {})
+        return always | gguf_pre.differs(pre or next(iter(gguf_pre.named(definition)), ""))
     if kind == "bert":
-        return strips | gguf_wordpiece.differs(definition)
-    return strips | gguf_sentencepiece.differs(definition)
+        return always | gguf_wordpiece.differs(definition)
+    return always | gguf_sentencepiece.differs(definition)
 
 
 def decode(kv: Mapping[str, Any]) -> Tokenizer:
@@ -100,11 +102,13 @@ def decode(kv: Mapping[str, Any]) -> Tokenizer:
         tokens = gguf_wordpiece.hidden(tokens, kinds)
     vocab = {token: n for n, token in enumerate(tokens) if not (kinds[n] == UNUSED and token.endswith(f"[PAD{n}]"))}
     bos, eos = True, None
-    if kind == "gpt2":
-        model, rules = _byte_level(kv, vocab)
-        bos = gguf_pre.get(kv.get(GGML + "pre", "default")).add_bos
-    elif kind in ("llama", "gemma4"):
+    pre = kv.get(GGML + "pre", "default")
+    if kind in ("llama", "gemma4") or (kind == "gpt2" and pre in gguf_sentencepiece.RAW):
         model, rules = gguf_sentencepiece.decode_bpe(kv, tokens, kinds, vocab)
+        bos = kind == "llama" or pre != "sarvam-moe"  # llama.cpp forces it on for Gemma 4's
+    elif kind == "gpt2":
+        model, rules = _byte_level(kv, vocab)
+        bos = gguf_pre.get(pre).add_bos
     elif kind == "t5":
         model, rules = gguf_sentencepiece.decode_unigram(kv, tokens, kinds)
         bos, eos = False, True

@@ -11,7 +11,6 @@ from quantkit.kernels.packing import store_codes, store_word
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
-_TRIALS = 15
 _MARGIN = np.float32(1.000001)  # a gain within rounding is none
 
 
@@ -39,26 +38,32 @@ def weighted_sums(x, weight, inverse, reach):
 
 
 @kernel
-def weighted_scale(x, weight, peak, reach):
-    """The scale of least weighted error among fifteen that put the peak at -(reach + 0.9) to -(reach - 1.9), settled
-    twice.
+def weighted_scale(x, weight, peak, reach, targets, nudges):
+    """The scale of least weighted error among those that put the peak at the codes `targets`, and `nudges` times the best
+    of these; the winner is settled once.
 
-    The plain one comes first and wins ties: on a constant block all fit alike, and its half is the one ggml stores.
+    Where weights differ by orders of magnitude the best scale may cut off a peak that hardly any input meets, and the side
+    of the codes that has one more may serve either sign. On a constant block all scales fit alike: the first wins ties.
     """
-    best = scale = _ZERO
+    best = scale = chosen = _ZERO
     if abs(peak) < TINY:
         return scale
-    for trial in range(_TRIALS):
-        steps = reach + np.float32(0.9) - np.float32(0.2) * np.float32(trial)
-        products, squares = weighted_sums(x, weight, -steps / peak, reach)
+    for trial in range(targets.size):
+        products, squares = weighted_sums(x, weight, targets[trial] / peak, reach)
         fitted = products / squares if squares > _ZERO else _ZERO
         better = fitted * products > best * _MARGIN
         best = fitted * products if better else best
         scale = fitted if better else scale
-    for _ in range(2):
-        if scale != _ZERO:
-            products, squares = weighted_sums(x, weight, _ONE / scale, reach)
-            scale = products / squares if squares > _ZERO else scale
+        chosen = targets[trial] if better else chosen
+    for trial in range(nudges.size):
+        products, squares = weighted_sums(x, weight, chosen * nudges[trial] / peak, reach)
+        fitted = products / squares if squares > _ZERO else _ZERO
+        better = fitted * products > best * _MARGIN
+        best = fitted * products if better else best
+        scale = fitted if better else scale
+    if scale != _ZERO:
+        products, squares = weighted_sums(x, weight, _ONE / scale, reach)
+        scale = products / squares if squares > _ZERO else scale
     return scale
 
 
@@ -94,12 +99,13 @@ def store_scales(scales, halves):
 
 
 @kernel
-def encode(rows, costs, means, reach, out):
+def encode(rows, costs, means, reach, targets, nudges, out):
     """Q4_0 (reach 8) or Q5_0 (reach 16) of float32 rows (n, blocks, 32) into uint16 out (n, blocks, 9 or 11).
 
     costs, means: (blocks, 32), or of size 0. Without costs the scale that puts the peak at -reach, as ggml's, is refitted by
     least squares to the codes it gives: the squared error falls. With them, `weighted_scale` takes the place of
-    make_qx_quants (MIT), which tries nineteen scales and settles none; with means, codes are balanced.
+    make_qx_quants (MIT), which tries nineteen scales that put the peak within 0.9 of -reach and settles none; with means,
+    codes are balanced. targets, nudges: of `weighted_scale`.
     """
     bits = rows.view(np.int32)
     peaks = np.empty(rows.shape[1], np.float32)
@@ -116,7 +122,7 @@ def encode(rows, costs, means, reach, out):
         find_peaks(bits[row], peaks)
         if costs.size > 0:
             for block in range(peaks.size):
-                scale = weighted_scale(rows[row, block], costs[block], peaks[block], reach)
+                scale = weighted_scale(rows[row, block], costs[block], peaks[block], reach, targets, nudges)
                 scales[block] = storable_scale(rows[row, block], costs[block], scale, _ZERO, -reach, reach - _ONE)
         else:
             for block in range(peaks.size):

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantkit import arch, checkpoint
 from quantkit.errors import SourceError, UnsupportedError
-from quantkit.source import card, pooling
+from quantkit.source import card, pooling, vocabulary
 from quantkit.source.files import DeclaredTensors, Span, TensorFiles
 from quantkit.values import F32, U8, Snapshot, TensorInfo, Tokenizer, Weights
 
@@ -115,11 +115,18 @@ def shards_of(index: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
-    """tokenizer.json with its settings; the chat template by llama.cpp's precedence: config, .jinja, .json."""
+    """tokenizer.json, or what older tokenizers have instead, with its settings; the chat template by llama.cpp's precedence:
+    config, .jinja, .json. Truncation and padding belong to training, and are left out.
+    """
+    marks = read_json(folder / "special_tokens_map.json") or {}
+    config = marks | (read_json(folder / "tokenizer_config.json") or {})
     definition = read_json(folder / "tokenizer.json")
     if definition is None:
-        return None
-    config = read_json(folder / "tokenizer_config.json") or {}
+        older = vocabulary.read(folder, config, read_json(folder / "added_tokens.json") or {})
+        if older is None:
+            return None
+        definition, config = dict(older.definition), dict(older.config)
+    definition |= {"truncation": None, "padding": None}
     template = config.get("chat_template") or _template_files(folder)
     listed = isinstance(template, list) and all(isinstance(item, dict) for item in template)
     named = {item.get("name"): item.get("template") for item in template} if listed else {}

@@ -15,13 +15,13 @@ from typing import Any
 
 from quantkit.errors import SourceError, UnresolvedError
 from quantkit.progress import silent
-from quantkit.source import card, folder, pooling
+from quantkit.source import card, folder, pooling, vocabulary
 from quantkit.values import F32, Progress, Snapshot, TensorInfo
 
 _SMALL = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-    "chat_template.json", "additional_chat_templates/*.jinja", "README.md", folder.INDEX, folder.PICKLED[1],
-    *card.LICENCE_FILES, *pooling.FILES,
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "README.md", folder.INDEX,
+    folder.PICKLED[1], *card.LICENCE_FILES, *pooling.FILES,
 )  # fmt: skip
 
 
@@ -57,8 +57,9 @@ def describe(rest: str, *, cache: Path | None = None) -> Snapshot:
             return _pinned(folder.describe(place, where), repo, commit)
         listing = HfApi().model_info(repo, revision=commit, files_metadata=True).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in listing}
+        wanted = _SMALL if "tokenizer.json" in sizes else (*_SMALL, *vocabulary.FILES)
         for name in sizes:
-            if any(fnmatch(name, pattern) for pattern in _SMALL):
+            if any(fnmatch(name, pattern) for pattern in wanted):
                 hf_hub_download(repo, name, revision=commit, cache_dir=cache)
     weights = {name: sizes.get(name, 0) for name in _weight_files(place, sizes)}
     missing = {name: size for name, size in weights.items() if not (place / name).is_file()}

@@ -98,6 +98,30 @@ def test_a_known_difference_is_told_and_passes(tmp_path: Path, pico: Callable[[s
     assert "it is known" in result.summary
 
 
+def test_added_tokens_that_normalised_text_hides_are_told(tmp_path: Path) -> None:
+    """SentencePiece's normalizer puts a space before the token that is looked for, too."""
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *letters]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    steps = [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    added = [
+        {"id": 0, "content": "<unk>", "special": True, "normalized": False, **flags},
+        {"id": len(tokens), "content": "<tool>", "special": False, "normalized": True, **flags},
+    ]
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    parts = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    definition = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "pre_tokenizer": None, "model": model,
+        "normalizer": {"type": "Sequence", "normalizers": steps}, "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": parts},
+    }  # fmt: skip
+    ours = Tokenizer(definition, {"add_bos_token": False}, None)
+    result = checked(ours, written(ours, len(tokens) + 1, tmp_path / "v.gguf"))
+    assert result.verdict == "pass", result.summary
+    assert "normalized: " in result.summary
+
+
 def test_without_an_engine_it_is_unresolved(pico: Callable[[str], Path]) -> None:
     def absent() -> tokenizer.Vocabulary:
         raise UnresolvedError("llama.cpp cannot be used")

@@ -85,3 +85,23 @@ def test_without_the_engine_the_remedy_is_said(tmp_path: Path, monkeypatch: pyte
     assert llama_cpp.available() is None
     with pytest.raises(UnresolvedError, match=r"pip install 'quantkit-pipeline\[llama\]'"):
         llama_cpp.open_runner(tmp_path / "any.gguf", context=64, threads=1)
+
+
+def test_a_vocabulary_opens_without_its_weights_and_gives_text_back(smol: Path) -> None:
+    held = llama_cpp.open_vocabulary(smol)
+    assert held.size == 49152
+    text = "<|im_start|>naïve 你好 🙂\n"
+    tokens = held.tokenise(text)
+    assert tokens[0] == 1
+    assert held.text(tokens) == text
+    assert held.text(tokens[-3:-1]) != text
+    assert held.text([held.tokenise("🙂")[0]]) == "\ufffd"  # half a letter
+    assert held.tokenise("") == []
+    held.close()
+    held.close()
+
+
+def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(SourceError, match="does not load the vocabulary of"):
+        llama_cpp.open_vocabulary(tmp_path / "no.gguf")

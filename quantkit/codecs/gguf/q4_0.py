@@ -9,11 +9,19 @@ from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
+TARGETS = np.concatenate(
+    [[-8], -np.linspace(6.2, 8.9, 8), -np.geomspace(10, 18, 4), np.geomspace(5.5, 9.5, 3)], dtype=np.float32
+)
+"""Codes at which the search puts a block's peak."""
+
+NUDGES = np.array([0.97, 1.03], np.float32)
+"""Factors by which the best of these is tried once more."""
+
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
     blocks, costs, means = cut("Q4_0", rows, importance, mean, 32, steps=8)
     out = np.empty((*blocks.shape[:2], 9), np.uint16)
-    symmetric.encode(blocks, costs, means, np.float32(8), out)
+    symmetric.encode(blocks, costs, means, np.float32(8), TARGETS, NUDGES, out)
     return as_bytes(out)
 
 

@@ -9,11 +9,19 @@ from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
+TARGETS = np.concatenate(
+    [[-16], -np.linspace(12.2, 17, 8), -np.geomspace(18.5, 28, 4), np.geomspace(12, 18, 3)], dtype=np.float32
+)
+"""Codes at which the search puts a block's peak."""
+
+NUDGES = np.array([0.98, 1.02], np.float32)
+"""Factors by which the best of these is tried once more."""
+
 
 def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
     blocks, costs, means = cut("Q5_0", rows, importance, mean, 32, steps=16)
     out = np.empty((*blocks.shape[:2], 11), np.uint16)
-    symmetric.encode(blocks, costs, means, np.float32(16), out)
+    symmetric.encode(blocks, costs, means, np.float32(16), TARGETS, NUDGES, out)
     return as_bytes(out)
 
 

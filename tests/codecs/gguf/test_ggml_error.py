@@ -21,8 +21,6 @@ def affine_k(x):
 
 
 PLAIN = {
-    "IQ4_NL": np.square,
-    "IQ4_XS": np.square,
     "Q2_K": abs,
     "Q3_K": np.square,
     "Q4_K": affine_k,

@@ -93,7 +93,8 @@ def test_odd_importance_is_harmless(name, weights):
         "huge": 1e30 * importance(),
     }[weights]
     decoded = codec.decode(codec.encode(gaussian(), given))
-    assert abs(decoded - gaussian()).max() < (0.06 if codec.block_bytes * 8 / codec.block < 4.4 else 0.02)
+    coarse = codec.block_bytes * 8 / codec.block < 4.4
+    assert abs(decoded - gaussian()).max() < (0.06 if coarse else 0.03)  # a peak that no input meets may be cut off
 
 
 @ALL
