@@ -14,6 +14,7 @@ from quantkit.errors import SourceError, UnsupportedError, WeightError
 from quantkit.values import TensorInfo
 
 MOST_FAULTS = 40  # named in one message
+HEAD = "lm_head.weight"
 
 # Buffers that older checkpoints carry and no runtime reads.
 DROPPED = ("*.rotary_emb.inv_freq", "*.attn.masked_bias", "*.attention.masked_bias", "*.attention.bias")
@@ -35,12 +36,12 @@ def locate(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
     """
     shapes = architectures.expected(arch, config)
     found = {}
-    elsewhere = {old: new for new, old in moved(arch, config)}
+    elsewhere: dict[str, list[str]] = {}
+    for new, old in moved(arch, config):
+        elsewhere.setdefault(old, []).append(new)
     for name, shape in shapes.items():
-        stored = _stored(arch, name, infos)
-        if stored is None and name in elsewhere:
-            stored = _stored(arch, elsewhere[name], infos)
-        if stored is not None:
+        tried = (_stored(arch, other, infos) for other in (name, *elsewhere.get(name, ())))
+        if (stored := next((found for found in tried if found), None)) is not None:
             found[name] = Piece(stored, 0, math.prod(shape[:-1]) if len(shape) > 1 else shape[0])
     for stored, parts in _fused(arch, config, infos).items():
         row = 0
@@ -84,10 +85,15 @@ def _fused(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
     }
 
 
-def dropped(arch: Architecture, config: Mapping[str, Any], name: str) -> bool:
-    """Whether a tensor that `arch.expected` does not list is known to be redundant: an old buffer, or a tied head's copy."""
-    tied = name == "lm_head.weight" and bool(architectures.standard(arch, config).get("tie_word_embeddings"))
-    return tied or any(fnmatchcase(name, pattern) for pattern in (*DROPPED, *arch.ignored))
+def redundant(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> set[str]:
+    """The stored tensors that `arch.expected` does not list and that are known to matter to nothing: old buffers, a tied
+    head's copy, another name's copy, and what GGUF has no place for."""
+    tied = bool(architectures.standard(arch, config).get("tie_word_embeddings")) and HEAD not in arch.optional
+    names = {name for name in infos if (tied and name == HEAD) or any(fnmatchcase(name, p) for p in (*DROPPED, *arch.ignored))}
+    if arch.moved:
+        others = (_stored(arch, name, infos) for pair in moved(arch, config) for name in pair)
+        names |= {name for name in others if name} - {piece.name for piece in locate(arch, config, infos).values()}
+    return names
 
 
 def verify(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> None:
@@ -103,9 +109,10 @@ def verify(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str, Te
                 f"supported: {', '.join(map(repr, values))}"
             )
     wanted, located = architectures.expected(arch, config), locate(arch, config, infos)
-    used = {piece.name for piece in located.values()}
-    lost = [f"missing: {name} {_show(shape)}{_tying(name)}" for name, shape in wanted.items() if name not in located]
-    lost += [f"unexpected: {name}" for name in infos if name not in used and not dropped(arch, config, name)]
+    known = {piece.name for piece in located.values()} | redundant(arch, config, infos)
+    absent = [name for name in wanted if name not in located and architectures.template_of(arch, name) not in arch.optional]
+    lost = [f"missing: {name} {_show(wanted[name])}{_tying(name)}" for name in absent]
+    lost += [f"unexpected: {name}" for name in infos if name not in known]
     wrong = [
         f"wrong shape: {stored} is {_show(infos[stored].shape)}, config.json says {_show(shape)} ({origin})"
         for stored, shape, origin in _declared(arch, config, located, infos)
@@ -138,7 +145,7 @@ def _stack(arch: Architecture, config: Mapping[str, Any], parts: list[str]) -> i
 
 
 def _tying(name: str) -> str:
-    return " (is tie_word_embeddings meant to be true?)" if name == "lm_head.weight" else ""
+    return " (is tie_word_embeddings meant to be true?)" if name == HEAD else ""
 
 
 def _show(shape: tuple[int, ...]) -> str:

@@ -209,6 +209,36 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
+class Embedder(Protocol):
+    """An artefact of an encoder, loaded in an engine."""
+
+    @property
+    def engine(self) -> str: ...
+
+    def embed(self, tokens: Sequence[int]) -> F32:
+        """The embedding of one text's tokens, pooled as the file says: (width,)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Transducer(Protocol):
+    """An artefact of an encoder-decoder, loaded in an engine."""
+
+    @property
+    def engine(self) -> str: ...
+
+    def logits(self, tokens: Sequence[int], decoder_tokens: Sequence[int]) -> F32:
+        """Logits after each of `decoder_tokens`, given a text's `tokens`: (len(decoder_tokens), vocabulary)."""
+        ...
+
+    def generate(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """Greedy answer to a text's tokens, at most `limit` tokens, ending before an end-of-generation token."""
+        ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Speed:
     """One file on this machine, from a child process of its own, or the medians over several."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,28 @@ PICO: dict[str, dict[str, Any]] = {
     "gpt_neox": {"model_type": "gpt_neox", "rotary_pct": 0.25},
     "gpt_neox-serial": {"model_type": "gpt_neox", "use_parallel_residual": False, "rotary_pct": 0.5},
     "falcon": {"model_type": "falcon", "multi_query": True, "num_kv_heads": 1, "bias": False},
+    "falcon-heads": {"model_type": "falcon", "multi_query": False, "num_kv_heads": 4, "bias": False},
     "falcon-new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False},
+    "falcon-one-norm": {
+        "model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False,
+        "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False,
+    },
+    "bert": {"model_type": "bert", "num_key_value_heads": None},
+    "bert-cls": {"model_type": "bert", "num_key_value_heads": None, "type_vocab_size": 1, "max_position_embeddings": 128},
+    "t5": {
+        "model_type": "t5", "d_ff": 512, "d_kv": 32, "num_heads": 4, "decoder_start_token_id": 0, "pad_token_id": 0,
+        "num_decoder_layers": 2,
+    },
+    "t5-1.1": {
+        "model_type": "t5", "d_ff": 384, "d_kv": 64, "num_heads": 4, "decoder_start_token_id": 0, "pad_token_id": 0,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_hidden_layers": 3, "num_decoder_layers": 2,
+    },
 }  # fmt: skip
+DECODERS, ENCODERS, TRANSDUCERS = (
+    [name for name, settings in PICO.items() if arch.known()[settings["model_type"]].kind == kind]
+    for kind in ("decoder", "encoder", "encoder-decoder")
+)
+POOLING = {"bert": "mean", "bert-cls": "cls"}
 VOCABULARY = 512
 
 
@@ -101,14 +122,49 @@ def byte_level_tokenizer() -> Any:
     return tokenizer
 
 
+def wordpiece_tokenizer() -> Any:
+    """A WordPiece of BERT's kind, trained here."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+def unigram_tokenizer() -> Any:
+    """A Unigram of T5's kind, trained here."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    end = [("</s>", tokenizer.token_to_id("</s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=end)
+    return tokenizer
+
+
 def make_pico(name: str, folder: Path) -> Path:
     """Save the pico checkpoint `name` of PICO into `folder`: random weights of a fixed seed, float32 safetensors."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
-    tokenizer = byte_level_tokenizer()
-    ids = {key: tokenizer.token_to_id(token) for key, token in _SPECIAL.items()}
-    config = AutoConfig.for_model(
+    kind = arch.known()[PICO[name]["model_type"]].kind
+    make, special = _TOKENIZERS[kind]
+    tokenizer = make()
+    ids = {key: tokenizer.token_to_id(token) for key, token in special.items()}
+    config = transformers.AutoConfig.for_model(
         **{
             "hidden_size": 256,
             "intermediate_size": 512,
@@ -122,7 +178,10 @@ def make_pico(name: str, folder: Path) -> Path:
         }
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = getattr(transformers, arch.AUTO_CLASS[kind]).from_config(config, dtype=torch.float32)
+    if kind == "encoder-decoder" and PICO[name].get("tie_word_embeddings") is False:  # which transformers 5 ties all the same
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        model.config.tie_word_embeddings = False
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             # Wider than the initial 0.02, and norms off one: else logits are so flat that a wrong graph passes.
@@ -131,9 +190,15 @@ def make_pico(name: str, folder: Path) -> Path:
                 parameter.add_(1.0)
             if ".experts.down_proj" in key:  # an expert chosen otherwise after rounding must not decide the logits
                 parameter.mul_(0.15)
+            if kind == "encoder-decoder" and key.endswith("Attention.q.weight"):  # T5 leaves the scores' scale to them
+                parameter.mul_(0.2)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {**_SPECIAL, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
+    settings = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
+    if kind != "decoder":
+        del settings["chat_template"]
+    if name in POOLING:
+        save_pooling(folder, POOLING[name])
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     title = f"pico {name}".replace("phi3", "fi3")  # llama.cpp wants Phi-3's own tokens where a name has phi3 in it
     (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {title}\n---\n", encoding="utf-8")
@@ -142,7 +207,25 @@ def make_pico(name: str, folder: Path) -> Path:
 
 
 _SPECIAL = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+_TOKENIZERS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
+    "decoder": (byte_level_tokenizer, _SPECIAL),
+    "encoder": (wordpiece_tokenizer, {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]",
+                                      "mask_token": "[MASK]"}),
+    "encoder-decoder": (unigram_tokenizer, {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}),
+}  # fmt: skip
 _TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+def save_pooling(folder: Path, how: str) -> None:
+    """What sentence-transformers saves beside a model that pools by "mean" or "cls"."""
+    modules = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    said = {"word_embedding_dimension": 256, "pooling_mode_cls_token": how == "cls", "pooling_mode_mean_tokens": how == "mean"}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said), encoding="utf-8")
 
 
 def shard(place: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ from quantkit import plugins
 from quantkit.errors import SourceError, UnsupportedError
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
+AUTO_CLASS = {"decoder": "AutoModelForCausalLM", "encoder": "AutoModel", "encoder-decoder": "AutoModelForSeq2SeqLM"}
+"""The class of transformers that builds a kind of model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,10 @@ class Architecture:
     pairs:      GGUF key after "<gguf>." -> key of `standard`, kind of the value (gguf.GGUFValueType's name).
     keys:       standard name of a config.json key -> this architecture's own ("hidden_size" -> "n_embd").
     defaults:   standard key -> what transformers takes where config.json says nothing.
-    when:       templates that exist only if the standard key has this truth value.
+    implied:    (standard keys with values, standard keys with values): where config.json says all of the former (None: where
+                it says nothing), transformers takes the latter, whatever is said.
+    when:       templates that exist only if the standard key has this value; of True and False the truth counts.
+    optional:   templates that a checkpoint may lack without config.json saying so.
     fixed:      config keys that the GGUF graph takes for granted -> the values it computes (a missing key is the first).
     stacked:    templates with a second "{}", counted by this dimension, of which GGUF makes one tensor (experts).
     fused:      template of a tensor (experts, rows, width) -> templates of those that it holds one below the other.
@@ -34,9 +39,12 @@ class Architecture:
                 queries, then all keys, then all values.
     transposed: templates that the checkpoint holds as (in, out).
     shifted:    templates of gains that GGUF stores with one added.
+    scaled:     templates of gains that GGUF stores times hidden_size ** -0.5 where scale_decoder_outputs is true: its graph
+                lacks that factor before the head.
     named:      template -> GGUF's, where gguf-py's TensorNameMap does not know it.
     ignored:    patterns (fnmatch) of tensors that checkpoints may hold and GGUF has no place for.
-    prefix:     of the base model, which some checkpoints leave out of every name.
+    prefix:     of the base model, which some checkpoints leave out of every name, or put before it.
+    decoded:    what config.json must say besides where it is made from a GGUF.
     """
 
     model_type: str
@@ -47,7 +55,9 @@ class Architecture:
     kind: Kind = "decoder"
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    when: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    implied: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = ()
+    when: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     stacked: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -56,9 +66,11 @@ class Architecture:
     grouped: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     shifted: tuple[str, ...] = ()
+    scaled: tuple[str, ...] = ()
     named: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+    decoded: Mapping[str, Any] = field(default_factory=dict)
 
 
 # What most architectures share: pairs to be merged into theirs.
@@ -146,6 +158,9 @@ def standard(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     found = {**arch.defaults, **{key: value for key, value in given.items() if key not in stray}, **renamed}
     if "num_local_experts" in given:  # transformers' other name for it, whatever the model
         found["num_experts"] = given["num_local_experts"]
+    for conditions, values in arch.implied:
+        if all(found.get(key) == value for key, value in conditions.items()):
+            found |= values
     if "intermediate_size" not in found and found.get("ffn_factor"):
         found["intermediate_size"] = found["ffn_factor"] * found.get("hidden_size", 0)
     bad = [f"{arch.keys.get(key, key)} = {found.get(key)!r}" for key in _COUNTS if not _positive(found.get(key))]
@@ -211,8 +226,12 @@ def templates(arch: Architecture, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         template
         for template in arch.tensors
-        if template not in arch.when or bool(full.get(arch.when[template][0])) == arch.when[template][1]
+        if template not in arch.when or _has(full.get(arch.when[template][0]), arch.when[template][1])
     )
+
+
+def _has(given: Any, value: Any) -> bool:
+    return bool(given) == value if isinstance(value, bool) else bool(given == value)
 
 
 def layers(arch: Architecture, config: Mapping[str, Any], template: str) -> int:

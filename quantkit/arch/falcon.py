@@ -27,17 +27,23 @@ ARCH = Architecture(
     },
     defaults={
         "layer_norm_eps": 1e-5, "ffn_factor": 4, "max_position_embeddings": 2048, "tie_word_embeddings": True,
-        "new_decoder_architecture": False,
+        "new_decoder_architecture": False, "multi_query": True,
     },
+    implied=(
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": None}, {"num_ln_in_parallel_attn": 2}),
+        ({"new_decoder_architecture": False}, {"num_ln_in_parallel_attn": 1}),
+        ({"new_decoder_architecture": False, "multi_query": True}, {"num_key_value_heads": 1}),
+    ),
     when={
         **UNTIED,
-        **dict.fromkeys(_ONE_NORM, ("new_decoder_architecture", False)),
-        **dict.fromkeys(_TWO_NORMS, ("new_decoder_architecture", True)),
+        **dict.fromkeys(_ONE_NORM, ("num_ln_in_parallel_attn", 1)),
+        **dict.fromkeys(_TWO_NORMS, ("num_ln_in_parallel_attn", 2)),
     },
     grouped=(_BLOCK + "self_attention.query_key_value.weight",),
     fixed={
         "activation": ("gelu",), "alibi": (False,), "parallel_attn": (True,), "bias": (False,),
-        "num_ln_in_parallel_attn": (None, 2),
+        "num_ln_in_parallel_attn": (1, 2, None),
     },
     prefix="transformer.",
+    decoded={"new_decoder_architecture": True},  # of which the old kind is a case: one key-value head, one norm
 )  # fmt: skip

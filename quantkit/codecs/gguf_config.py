@@ -35,6 +35,7 @@ _HEAD = ("attention.key_length", "attention.value_length")  # said only where th
 _REQUIRED = {"block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
              "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"}  # fmt: skip
 _NOTES = {"rope.scaling.type", "rope.scaling.finetuned", "vocab_size"}  # read by code, or by no graph
+_POOLING = {"mean": 1, "cls": 2, "last": 3}  # llama.cpp's numbers (gguf.PoolingType)
 _TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 
 
@@ -70,6 +71,13 @@ def values(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
         if scale["rope_type"] == "longrope":
             full["rope_attention_factor"] = _longrope_factor(arch, scale, full["max_position_embeddings"])
     _check_attention(full)
+    if full.get("num_decoder_layers", 0) > full["num_hidden_layers"]:
+        raise UnsupportedError(
+            f"config.json: {full['num_decoder_layers']} decoder layers over {full['num_hidden_layers']} of the encoder: "
+            "llama.cpp loads no more of the former than of the latter"
+        )
+    if full.get("pooling") is not None:
+        full["pooling_type"] = _POOLING[full["pooling"]]
     return full | {"context_length": context_length(config)}
 
 
@@ -181,7 +189,10 @@ def decode(arch: Architecture, kv: Mapping[str, Any], extra: Mapping[str, F32] =
     own.setdefault("attention.head_count_kv", own.get("attention.head_count"))
     config: dict[str, Any] = {"architectures": [arch.model_class], "model_type": arch.model_type}
     config |= {key: values[0] for key, values in arch.fixed.items()}
+    config |= arch.decoded
     standard: dict[str, Any] = {"vocab_size": own.get("vocab_size") or len(kv.get("tokenizer.ggml.tokens", ()))}
+    if "type_vocab_size" in arch.defaults:
+        standard["type_vocab_size"] = kv.get("tokenizer.ggml.token_type_count")
     for key, (name, kind) in arch.pairs.items():
         if key in own or key in _REQUIRED:
             value = require({f"{arch.gguf}.{key}": own[key]} if key in own else {}, f"{arch.gguf}.{key}")
@@ -193,6 +204,8 @@ def decode(arch: Architecture, kv: Mapping[str, Any], extra: Mapping[str, F32] =
     rotary = standard.pop("rotary_dim", standard["head_dim"])
     standard.pop("rope_theta", None)
     attention_factor = standard.pop("rope_attention_factor", None)
+    if pooling := standard.pop("pooling_type", None):
+        config["pooling"] = _pooling(arch.gguf, pooling)
     if "rope.freq_base" in arch.pairs:
         scale = _rope_of(arch.gguf, own, standard, extra)
         if scale["rope_type"] == "longrope" and attention_factor:
@@ -213,6 +226,12 @@ def decode(arch: Architecture, kv: Mapping[str, Any], extra: Mapping[str, F32] =
             raise UnsupportedError(f"{arch.gguf}.{key} = {own[key]!r}: quantkit does not know this part of the graph")
     architectures.dims(arch, config)
     return config
+
+
+def _pooling(name: str, number: int) -> str:
+    if number not in _POOLING.values():
+        raise UnsupportedError(f"{name}.pooling_type = {number}: quantkit knows {_POOLING}")
+    return next(word for word, known in _POOLING.items() if known == number)
 
 
 def _head_dim(arch: Architecture, own: Mapping[str, Any], standard: Mapping[str, Any]) -> int:

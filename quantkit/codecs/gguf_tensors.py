@@ -30,7 +30,8 @@ EXTRA = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 class Placement:
     """How a GGUF tensor is made: the rows of its pieces one below the other, then in another order if there is one.
 
-    shape: rows first. transposed: its one piece holds it as (in, out). shift: what is added to every value.
+    shape: rows first. transposed: its one piece holds it as (in, out). shift: what is added to every value; factor: what
+    every value is multiplied by.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Placement:
     reorder: Reorder | None = None
     transposed: bool = False
     shift: float = 0.0
+    factor: float = 1.0
 
     @property
     def source(self) -> str:
@@ -73,6 +75,7 @@ def placements(arch: Architecture, config: Mapping[str, Any], infos: Mapping[str
                 _reorder(arch, template, config),
                 template in arch.transposed,
                 1.0 if template in arch.shifted else 0.0,
+                _factor(arch, template, config),
             )
     return found
 
@@ -96,6 +99,12 @@ def _table(gguf_arch: str, layers: int) -> Any:
 
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == gguf_arch)
     return gguf.get_tensor_name_map(number, layers)
+
+
+def _factor(arch: Architecture, template: str, config: Mapping[str, Any]) -> float:
+    full = architectures.standard(arch, config)
+    scaled = template in arch.scaled and bool(full.get("scale_decoder_outputs"))
+    return float(full["hidden_size"] ** -0.5) if scaled else 1.0
 
 
 def _reorder(arch: Architecture, template: str, config: Mapping[str, Any]) -> Reorder | None:
@@ -140,7 +149,8 @@ def read(weights: Weights, placement: Placement, start: int, stop: int) -> F32:
     """Rows [start, stop) as float32 (stop - start, width) in the order of the pieces, not yet reordered; a vector is one
     row and whole, in GGUF's order."""
     if len(placement.shape) == 1:
-        vector = weights.read(placement.pieces[0].name).reshape(1, -1) + np.float32(placement.shift)
+        vector = weights.read(placement.pieces[0].name).reshape(1, -1) * np.float32(placement.factor)
+        vector += np.float32(placement.shift)
         index = order(placement)
         return vector if index is None else np.ascontiguousarray(vector[:, index])
     if placement.transposed:

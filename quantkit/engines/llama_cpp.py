@@ -45,6 +45,70 @@ def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) 
     Raises UnresolvedError without the engine, SourceError with llama.cpp's own reason for a file that it refuses, and
     ResourceError where the context does not fit in memory.
     """
+    loaded = load(path, context=context, micro_batch=min(context, footprint.UBATCH), threads=threads, exact=exact)
+    return _Runner(loaded, context, name())
+
+
+def name() -> str:
+    """The engine with its version, as every figure carries it."""
+    return f"llama.cpp (llama-cpp-python {available()})"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model and its context in llama.cpp's library."""
+
+    library: Any
+    model: Any
+    state: Any
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.library.llama_vocab_n_tokens(self.library.llama_model_get_vocab(self.model)))
+
+    def forget(self) -> None:
+        self.library.llama_memory_clear(self.library.llama_get_memory(self.state), True)
+
+    def run(self, forward: Any, tokens: Sequence[int], start: int = 0, *, every: bool = True) -> None:
+        """llama_decode or llama_encode of `tokens` at positions from `start`; outputs after each of them, or the last only."""
+        count = len(tokens)
+        batch = self.library.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(tokens):
+                batch.token[index], batch.pos[index] = token, start + index
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+                batch.logits[index] = every or index == count - 1
+            status = forward(self.state, batch)
+        finally:
+            self.library.llama_batch_free(batch)
+        if status != 0:
+            raise ResourceError(f"llama.cpp's forward of {count} tokens ended with status {status}: {_reason()}")
+
+    def logits(self, count: int) -> F32:
+        """Of the last forward's `count` outputs. A copy: the engine's own buffer changes with the next forward."""
+        pointer = self.library.llama_get_logits(self.state)
+        return np.ctypeslib.as_array(pointer, (count, self.vocabulary)).astype(np.float32, copy=True)
+
+    def greedy(self) -> int:
+        """The likeliest token after the last one."""
+        pointer = self.library.llama_get_logits_ith(self.state, -1)
+        return int(np.ctypeslib.as_array(pointer, (self.vocabulary,)).argmax())
+
+    def ends(self, token: int) -> bool:
+        """Whether generation ends before it."""
+        return bool(self.library.llama_vocab_is_eog(self.library.llama_model_get_vocab(self.model), token))
+
+    def close(self) -> None:
+        """Frees the model; a second call does nothing."""
+        if self.model is not None:
+            self.library.llama_free(self.state)
+            self.library.llama_model_free(self.model)
+            self.model = self.state = None
+
+
+def load(path: Path, *, context: int, micro_batch: int, threads: int, exact: bool, **further: Any) -> Loaded:
+    """A file with a context of its own. further: of llama_context_params. Errors as of `open_runner`."""
     library = _library()
     _log.clear()
     if not path.is_file():
@@ -54,48 +118,42 @@ def open_runner(path: Path, *, context: int, threads: int, exact: bool = False) 
         raise SourceError(f"llama.cpp does not load {path}: {_reason()}")
     settings = library.llama_context_default_params()
     settings.n_ctx = settings.n_batch = context
-    settings.n_ubatch = min(context, footprint.UBATCH)
+    settings.n_ubatch = micro_batch
     settings.n_threads = settings.n_threads_batch = threads
     if exact:
         settings.type_k = settings.type_v = library.GGML_TYPE_F32
         settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    for key, value in further.items():
+        setattr(settings, key, value)
     state = library.llama_init_from_model(model, settings)
     if not state:
         library.llama_model_free(model)
         raise ResourceError(f"llama.cpp makes no context of {context} tokens for {path}: {_reason()}")
-    return _Runner(library, model, state, context, name())
-
-
-def name() -> str:
-    """The engine with its version, as every figure carries it."""
-    return f"llama.cpp (llama-cpp-python {available()})"
+    return Loaded(library, model, state)
 
 
 @dataclass(slots=True)
 class _Runner:
-    _library: Any
-    _model: Any
-    _state: Any
+    _loaded: Loaded
     _context: int
     engine: str
 
     @property
     def vocabulary(self) -> int:
-        return int(self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._model)))
+        return self._loaded.vocabulary
 
     def logits(self, tokens: Sequence[int]) -> F32:
-        self._forget()
+        self._loaded.forget()
         self._decode(tokens, 0, every=True)
-        return self._rows(self._library.llama_get_logits(self._state), len(tokens))
+        return self._loaded.logits(len(tokens))
 
     def generate(self, tokens: Sequence[int], limit: int) -> list[int]:
-        self._forget()
+        self._loaded.forget()
         self._decode(tokens, 0, every=False)
-        vocabulary = self._library.llama_model_get_vocab(self._model)
         found: list[int] = []
         while len(found) < limit and len(tokens) + len(found) < self._context:
-            token = self._greedy()
-            if self._library.llama_vocab_is_eog(vocabulary, token):
+            token = self._loaded.greedy()
+            if self._loaded.ends(token):
                 break
             found.append(token)
             if len(found) < limit:
@@ -104,38 +162,14 @@ class _Runner:
 
     def close(self) -> None:
         """Frees the model; a second call does nothing."""
-        if self._model is not None:
-            self._library.llama_free(self._state)
-            self._library.llama_model_free(self._model)
-            self._model = self._state = None
-
-    def _forget(self) -> None:
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._state), True)
+        self._loaded.close()
 
     def _decode(self, tokens: Sequence[int], start: int, *, every: bool) -> None:
         """One forward of `tokens` at positions from `start`; logits after each of them, or after the last only."""
         count = len(tokens)
         if not 0 < count <= self._context - start:
             raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}; shorten the text")
-        batch = self._library.llama_batch_init(count, 0, 1)
-        try:
-            batch.n_tokens = count
-            for index, token in enumerate(tokens):
-                batch.token[index], batch.pos[index] = token, start + index
-                batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-                batch.logits[index] = every or index == count - 1
-            status = self._library.llama_decode(self._state, batch)
-        finally:
-            self._library.llama_batch_free(batch)
-        if status != 0:
-            raise ResourceError(f"llama.cpp's forward of {count} tokens ended with status {status}: {_reason()}")
-
-    def _greedy(self) -> int:
-        return int(self._rows(self._library.llama_get_logits_ith(self._state, -1), 1)[0].argmax())
-
-    def _rows(self, pointer: Any, count: int) -> F32:
-        """A copy: the engine's own buffer changes with the next forward."""
-        return np.ctypeslib.as_array(pointer, (count, self.vocabulary)).astype(np.float32, copy=True)
+        self._loaded.run(self._loaded.library.llama_decode, tokens, start, every=every)
 
 
 def open_vocabulary(path: Path) -> Vocabulary:
@@ -261,15 +295,15 @@ def _measure(path: Path, threads: int, prompt: int, decode: int, context: int) -
     vocabulary = runner.vocabulary
     tokens = [(7919 * index + 17) % vocabulary for index in range(prompt + decode)]
     runner.generate(tokens[:_WARM_UP_TOKENS], 4)
-    runner._forget()
+    runner._loaded.forget()
     warm = time.perf_counter()
     runner._decode(tokens[:prompt], 0, every=False)
     filled = time.perf_counter()
-    runner._greedy()
+    runner._loaded.greedy()
     first = time.perf_counter()
     for position in range(prompt, prompt + decode):
         runner._decode(tokens[position : position + 1], position, every=False)
-        runner._greedy()
+        runner._loaded.greedy()
     end = time.perf_counter()
     runner.close()
     return Speed(

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantkit import arch, checkpoint
 from quantkit.errors import SourceError, UnsupportedError
-from quantkit.source import card, vocabulary
+from quantkit.source import card, pooling, vocabulary
 from quantkit.source.files import DeclaredTensors, Span, TensorFiles
 from quantkit.values import F32, U8, Snapshot, TensorInfo, Tokenizer, Weights
 
@@ -54,20 +54,31 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
         )
     weights = remote or _weights(folder, config)
     checkpoint.verify(architecture, config, weights.infos)
-    matter = card.front_matter(folder)
+    matter, generation = card.front_matter(folder), read_json(folder / "generation_config.json") or {}
     return Snapshot(
         uri=uri,
         kind="folder",
         name=matter.get("model_name") or None,
         repo=None,
         commit=None,
-        config=config,
-        generation_config=read_json(folder / "generation_config.json") or {},
+        config=_completed(config, folder, generation),
+        generation_config=generation,
         weights=weights,
         tokenizer=_tokenizer(folder),
         licence=card.licence(matter, folder),
         reconstructed=isinstance(weights, DeclaredTensors),
     )
+
+
+def _completed(config: Mapping[str, Any], folder: Path, generation: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json with what other files say of the graph: an encoder's pooling, the token that a decoder begins with."""
+    kind = arch.find(config).kind
+    if kind == "encoder" and (how := pooling.read(folder)) is not None:
+        return {**config, "pooling": how}
+    start = generation.get("decoder_start_token_id")
+    if kind == "encoder-decoder" and config.get("decoder_start_token_id") is None and start is not None:
+        return {**config, "decoder_start_token_id": start}
+    return config
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -186,7 +197,8 @@ def select(
 ) -> tuple[dict[str, TensorInfo], dict[str, Span]]:
     """Without the tensors known to be redundant. Raises UnsupportedError for a stored type that cannot be read."""
     architecture = arch.find(config)
-    kept = {name: info for name, info in infos.items() if not checkpoint.dropped(architecture, config, name)}
+    redundant = checkpoint.redundant(architecture, config, infos)
+    kept = {name: info for name, info in infos.items() if name not in redundant}
     if odd := [f"{info.name} is {info.dtype}" for info in kept.values() if info.dtype not in _DTYPES]:
         what = "an 8-bit float checkpoint: give the 16-bit original" if "F8_" in odd[0] else "not weights as trained"
         known = ", ".join(_DTYPES)
@@ -250,12 +262,14 @@ def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> tuple
 def reconstruct(config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     """The tensors that transformers' model of this config.json has, from the meta device; a tied head is left out."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     dtype = _TORCH.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        build = getattr(transformers, arch.AUTO_CLASS[arch.find(config).kind])
+        model = build.from_config(transformers.AutoConfig.for_model(**config))
     itemsize = _DTYPES[dtype][0]
-    return {
+    found = {
         name: TensorInfo(name, tuple(value.shape), dtype, value.numel() * itemsize) for name, value in model.named_parameters()
     }
+    return select(config, found, {})[0]

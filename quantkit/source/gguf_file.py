@@ -116,16 +116,15 @@ def _decoder(kind: Any) -> Callable[[U8], F32]:
     return partial(gguf.quants.dequantize, qtype=kind)
 
 
-def _what_tensors_say(
-    architecture: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]
-) -> dict[str, bool]:
-    """Values of config.json that only the presence of a tensor tells; one whose name two templates share tells nothing."""
+def _what_tensors_say(architecture: Architecture, config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """Values of config.json that only the presence of a tensor tells; one whose name two templates share tells nothing, and
+    neither does the absence of one that has a value of several."""
     names = {name: gguf_tensors.gguf_name(architecture, config, name, 0) for name in architecture.tensors}
     alone = {stored for stored, count in Counter(names.values()).items() if count == 1}
     return {
-        architecture.keys.get(key, key): (names[template] in infos) == truth
-        for template, (key, truth) in architecture.when.items()
-        if names[template] in alone
+        architecture.keys.get(key, key): (names[template] in infos) == value if isinstance(value, bool) else value
+        for template, (key, value) in architecture.when.items()
+        if names[template] in alone and (isinstance(value, bool) or names[template] in infos)
     }
 
 

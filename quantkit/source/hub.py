@@ -15,13 +15,13 @@ from typing import Any
 
 from quantkit.errors import SourceError, UnresolvedError
 from quantkit.progress import silent
-from quantkit.source import card, folder, vocabulary
+from quantkit.source import card, folder, pooling, vocabulary
 from quantkit.values import F32, Progress, Snapshot, TensorInfo
 
 _SMALL = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "README.md", folder.INDEX,
-    folder.PICKLED[1], *card.LICENCE_FILES,
+    folder.PICKLED[1], *card.LICENCE_FILES, *pooling.FILES,
 )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_redundant_tensors_are_let_be(pico: Callable[[str], Path]) -> None:
 
 
 def test_what_is_not_supported_is_named(pico: Callable[[str], Path]) -> None:
-    with pytest.raises(UnsupportedError, match=r"'gemma9' is not supported; supported: falcon, .*llama, mistral"):
+    with pytest.raises(UnsupportedError, match=r"'gemma9' is not supported; supported: bert, falcon, .*llama, mistral"):
         arch.find({"model_type": "gemma9"})
     found = source.describe(str(pico("llama")))
     config = {**found.config, "hidden_act": "gelu"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import PICO, write_gguf
+from checkpoints import DECODERS, PICO, write_gguf
 
 from quantkit import arch, source
 from quantkit.codecs import gguf_config, gguf_kv, gguf_tensors
@@ -30,7 +30,7 @@ def nmse(found: Any, wanted: Any) -> float:
     return float(np.square(found - wanted).sum() / np.square(wanted).sum())
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", DECODERS)
 def test_llama_cpp_computes_the_models_own_logits(name: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -158,7 +158,7 @@ def test_what_config_json_cannot_say_is_refused() -> None:
     assert gguf_config.decode(LLAMA, {**kv, "llama.expert_count": 0})["vocab_size"] == 512
     with pytest.raises(UnsupportedError, match="not a llama3 rotary scaling"):
         gguf_config.decode(LLAMA, kv, {gguf_tensors.ROPE_FREQS: np.linspace(1, 3, 32, dtype=np.float32)})
-    with pytest.raises(UnsupportedError, match=r"'gemma' is not supported; supported: falcon, .*llama, "):
+    with pytest.raises(UnsupportedError, match=r"'gemma' is not supported; supported: bert, falcon, .*llama, "):
         arch.find_gguf("gemma")
     with pytest.raises(SourceError, match=r"llama\.block_count"):
         gguf_config.decode(LLAMA, {})

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import PICO
+from checkpoints import DECODERS, ENCODERS, TRANSDUCERS
 
 from quantkit import source
 from quantkit.codecs.gguf import codecs
-from quantkit.engines import llama_cpp
+from quantkit.engines import llama_cpp, llama_cpp_encoder
 from quantkit.errors import InputError, ResourceError, WeightError
 from quantkit.formats.gguf import layout, writer
 from quantkit.progress import silent
@@ -76,7 +76,7 @@ def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", DECODERS)
 def test_llama_cpp_runs_the_file_as_transformers_the_checkpoint(pico, tmp_path, name):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
@@ -98,6 +98,65 @@ def test_llama_cpp_runs_the_file_as_transformers_the_checkpoint(pico, tmp_path, 
         if kind == "F32":
             assert generated == continued[: len(generated)]
             assert len(generated) == 16 or continued[len(generated)] == model.config.eos_token_id
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_llama_cpp_embeds_as_transformers_does(pico, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(pico(name), dtype=torch.float32).eval()
+    dice = np.random.default_rng(0)
+    texts = [dice.integers(5, model.config.vocab_size, count) for count in (3, 7, 12, 20, 33, 47, 64, 90)]
+    with torch.no_grad():
+        states = [model(torch.from_numpy(tokens)[None]).last_hidden_state[0].numpy() for tokens in texts]
+    wanted = np.stack([each.mean(0) if name == "bert" else each[0] for each in states])
+    for kind, least in (("F32", 1 - 1e-6), ("Q8_0", 0.9995)):
+        _, artefact = write(pico(name), kind, tmp_path / kind)
+        embedder = llama_cpp_encoder.open_embedder(artefact.path, context=128, threads=2, exact=True)
+        try:
+            found = np.stack([embedder.embed(tokens.tolist()) for tokens in texts])
+            with pytest.raises(InputError, match="129 tokens do not fit a context of 128"):
+                embedder.embed([5] * 129)
+        finally:
+            embedder.close()
+        assert cosine(found, wanted).min() > least, kind
+        if kind == "F32":
+            assert np.square(wanted - found).mean() / np.square(wanted).mean() < 1e-6
+            near = [np.argsort([-cosine(one[None], other[None])[0] for other in rows]).tolist()
+                    for rows in (found, wanted) for one in rows]  # fmt: skip
+            assert near[: len(texts)] == near[len(texts) :]
+
+
+def cosine(one, two):
+    return (one * two).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)
+
+
+@pytest.mark.parametrize("name", TRANSDUCERS)
+def test_llama_cpp_decodes_what_it_encoded_as_transformers_does(pico, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(pico(name), dtype=torch.float32).eval()
+    dice = np.random.default_rng(0)
+    tokens = dice.integers(3, model.config.vocab_size, 150)  # past the greatest distance that has a bucket of its own
+    answer = np.r_[0, dice.integers(3, model.config.vocab_size, 150)]
+    with torch.no_grad():
+        given, answered = (torch.from_numpy(each)[None] for each in (tokens, answer))
+        wanted = model(input_ids=given, decoder_input_ids=answered).logits[0].numpy()
+        ends = {"eos_token_id": None, "pad_token_id": 0}
+        continued = model.generate(given, max_new_tokens=16, do_sample=False, **ends)[0, 1:].tolist()
+    for kind, most in (("F32", 1e-6), ("Q8_0", 2e-3)):
+        _, artefact = write(pico(name), kind, tmp_path / kind)
+        runner = llama_cpp_encoder.open_transducer(artefact.path, context=256, threads=2, exact=True)
+        try:
+            found, generated = runner.logits(tokens.tolist(), answer.tolist()), runner.generate(tokens.tolist(), 16)
+        finally:
+            runner.close()
+        assert np.square(wanted - found).mean() / np.square(wanted).mean() < most, kind
+        if kind == "F32":
+            assert generated == continued[: len(generated)]
+            assert len(generated) == 16 or continued[len(generated)] == 1
 
 
 def test_importance_lowers_the_error_where_it_is_high(pico, tmp_path):
