@@ -30,8 +30,9 @@ import numpy as np
 from models import open_model
 from numpy.typing import NDArray
 
-from quantkit import walk, workspace
+from quantkit import heads, walk, workspace
 from quantkit.calibration import corpus, importance
+from quantkit.calibration.corpus import Sequences
 from quantkit.checks import scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import estimate
@@ -79,8 +80,10 @@ def subject(model: str, text: texts.Text, calibration: texts.Text, work: Path) -
 
     config, weights = snapshot.config, snapshot.weights
     hidden = kept("hidden", tokens, lambda: walk.walk(config, weights, tokens, threads=THREADS))
-    squares = kept("importance", given, lambda: importance.measure(config, weights, given, threads=THREADS, progress=silent))
-    head = walk.head(config, weights, threads=THREADS)
+    squares = kept(
+        "importance", given, lambda: importance.measure(config, weights, Sequences(given), threads=THREADS, progress=silent)
+    )
+    head = heads.project(config, weights, threads=THREADS)
     return Subject(snapshot, tokens, hidden, head, layout.importance(snapshot, squares))
 
 
@@ -111,7 +114,14 @@ def quantize(base: Path, out: Path, kind: str, weighed: Mapping[str, Importance]
 def score(path: Path, given: Subject) -> Scores:
     runner = llama_cpp.open_runner(path, context=512, threads=THREADS)
     try:
-        return scoring.score(runner, given.tokens, given.hidden, given.head)
+        return scoring.score(
+            lambda index: runner.logits(given.tokens[index].tolist()),
+            given.tokens,
+            given.hidden,
+            given.head,
+            first=256,
+            engine=runner.engine,
+        )
     finally:
         runner.close()
 

@@ -8,13 +8,13 @@ as the artefact's type. The label says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit import arch, checkpoint, footprint, planning, workspace
 from quantkit.checks import samples
-from quantkit.engines import llama_cpp
+from quantkit.engines import llama_cpp, llama_cpp_encoder
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
@@ -84,7 +84,7 @@ def made(job: Job) -> Iterator[Baseline]:
     try:
         if cut:
             label = f"F16 of the first {CUT_LAYERS} layers, beside those layers as this type (the whole does not fit here)"
-            yield Baseline(path, label, True, (NO_ANSWER,) * len(job.recipe.prompts))
+            yield Baseline(path, label, True, (NO_ANSWER,) * len(asked(job)))
         else:
             yield Baseline(path, "F16 of the same weights", False, answers(job, path))
     finally:
@@ -104,20 +104,26 @@ def counterpart(job: Job, target: GgufTarget, artefact: Path, original: Baseline
         path.unlink(missing_ok=True)
 
 
+def asked(job: Job) -> tuple[str, ...]:
+    """The recipe's prompts; an encoder answers none."""
+    return () if arch.find(job.snapshot.config).kind == "encoder" else job.recipe.prompts
+
+
 def prompts(job: Job) -> list[list[int]]:
-    """The recipe's prompts as tokens. Raises InputError, UnresolvedError for one that cannot be put to the model."""
+    """The prompts as tokens. Raises InputError, UnresolvedError for one that cannot be put to the model."""
     assert job.snapshot.tokenizer is not None
-    return samples.encode(job.snapshot.tokenizer, job.recipe.prompts, ANSWER_CONTEXT - ANSWER_TOKENS)
+    return samples.encode(job.snapshot.tokenizer, asked(job), ANSWER_CONTEXT - ANSWER_TOKENS)
 
 
 def answers(job: Job, path: Path) -> tuple[str, ...]:
-    """Greedy answers to the recipe's prompts by the file at `path`, through the chat template."""
+    """Greedy answers to the prompts by the file at `path`, through the chat template."""
     assert job.snapshot.tokenizer is not None
-    runner = llama_cpp.open_runner(path, context=ANSWER_CONTEXT, threads=job.threads)
-    try:
+    if not asked(job):
+        return ()
+    transducer = arch.find(job.snapshot.config).kind == "encoder-decoder"
+    open_model = llama_cpp_encoder.open_transducer if transducer else llama_cpp.open_runner
+    with closing(open_model(path, context=ANSWER_CONTEXT, threads=job.threads)) as runner:
         return tuple(samples.answer(runner, job.snapshot.tokenizer, prompts(job), ANSWER_TOKENS))
-    finally:
-        runner.close()
 
 
 def _plan(snapshot: Snapshot, target: GgufTarget) -> TargetPlan:

@@ -6,16 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import footprint, planning
+from quantkit import footprint, planning, quality
+from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import writer
 from quantkit.planning import Missing, Needs, TargetPlan
 from quantkit.publish import folder as folders
-from quantkit.recipe import Checks, Recipe
+from quantkit.quality import CHUNK
+from quantkit.recipe import SANITY_CHECKS, Checks, Recipe
 from quantkit.report import machine
 from quantkit.values import Snapshot
-from quantkit.verification import CHUNK
 
 # Of one core, rounded down from benchmarks/LOG.md; they carry the estimate of time and nothing else.
 ENCODED_WEIGHTS_PER_SECOND = 15e6
@@ -86,13 +87,8 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
             "tokenizer",
             f"{snapshot.uri} has no tokenizer: load it with transformers and save it beside the weights",
         )
-    context = gguf_config.context_length(snapshot.config)
-    if recipe.calibration is not None and recipe.calibration.length > context:
-        yield Missing(
-            "context", f"calibration: length {recipe.calibration.length} exceeds the model's context of {context} tokens"
-        )
-    if recipe.checks is not None and context < CHUNK:
-        yield Missing("context", f"the checks score chunks of {CHUNK} tokens, the model's context is {context}: checks: false")
+    yield from _too_long(recipe, snapshot)
+    yield from _idle_gates(recipe, snapshot)
     for target_folder in recipe.publish:
         if (obstacle := folders.obstacle(Path(target_folder.folder))) is not None:
             yield Missing("publish", obstacle)
@@ -104,6 +100,33 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
         for row in target.fallbacks:
             yield Missing("strict", f"strict: {target.name}: {row.name} would be {row.type}: {row.reason}")
     yield from planning.shortages(needs, folder, memory=machine.memory_bytes())
+
+
+def _too_long(recipe: Recipe, snapshot: Snapshot) -> Iterator[Missing]:
+    """Sequences beyond the model's context; an encoder is given each in several texts."""
+    context, kind = gguf_config.context_length(snapshot.config), quality.kind(snapshot)
+    parts = corpus.TEXTS if kind == "encoder" else 1
+    if recipe.calibration is not None and recipe.calibration.length > parts * context:
+        yield Missing(
+            "context", f"calibration: length {recipe.calibration.length} exceeds the model's context of {context} tokens"
+        )
+    if recipe.checks is not None and parts * context < CHUNK:
+        what = f"texts of {CHUNK // parts}" if parts > 1 else f"chunks of {CHUNK}"
+        yield Missing("context", f"the checks score {what} tokens, the model's context is {context}: checks: false")
+
+
+def _idle_gates(recipe: Recipe, snapshot: Snapshot) -> Iterator[Missing]:
+    """Limits that a recipe of its own sets on what this kind of model has not."""
+    kind = quality.kind(snapshot)
+    if recipe.checks is None or recipe.checks == SANITY_CHECKS:
+        return
+    checks = recipe.checks.model_dump()
+    absent = {"perplexity": (), "divergence": (), "latency": ("min_decode_ratio",)} if kind == "encoder" else {"embedding": ()}
+    for check, limits in absent.items():
+        for key, value in checks[check].items():
+            if value is not None and key.startswith(("max_", "min_")) and (not limits or key in limits):
+                other = "embedding: {min_cosine: ..., min_rank: ...}" if kind == "encoder" else "perplexity and divergence"
+                yield Missing("checks", f"checks: {check}: {key} is not for a model of this kind ({kind}): use {other}")
 
 
 def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:

@@ -10,15 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantkit import making, verification, workspace
-from quantkit.checks.verdict import estimate
+from quantkit import making, quality, workspace
 from quantkit.codecs import gguf_tensors
 from quantkit.codecs.gguf_tensors import Placement
 from quantkit.formats.gguf import allocation, layout, mixture, naming
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
+from quantkit.quality import Evaluation
 from quantkit.values import CheckResult, Importance, Row, Weights
-from quantkit.verification import Evaluation
 from quantkit.version import __version__
 
 
@@ -35,10 +34,11 @@ def settle(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], asked
         return replace(plan, choice=_result("no choice of types fits the size: the stock mixture was kept", {}))
     if asked is None:
         return replace(chosen, choice=_result("types by measured error; nothing was compared, since checks are off", {}))
-    ours, stock = (_divergence(job, one, observed, asked, kind) for one, kind in ((chosen, "chosen"), (plan, "stock")))
+    ours, stock = (_distance(job, one, observed, asked, kind) for one, kind in ((chosen, "chosen"), (plan, "stock")))
     best, word = (chosen, "better than") if ours <= stock else (plan, "no better than")
+    what = "1 - cosine" if quality.kind(job.snapshot) == "encoder" else "KLD"
     kept = "kept" if best is chosen else "given up for it"
-    said = f"types by measured error (KLD {ours:.4f}) are {word} the largest stock mixture that fits ({stock:.4f}): {kept}"
+    said = f"types by measured error ({what} {ours:.4f}) are {word} the largest stock mixture that fits ({stock:.4f}): {kept}"
     return replace(best, choice=_result(said, {"chosen_kld": ours, "stock_kld": stock}))
 
 
@@ -93,13 +93,12 @@ def _errors(weights: Weights, placement: Placement, row: Row, importance: Import
     return {kind: allocation.relative_error(values, seen, kind) for kind in allocation.ladder(row.shape[-1])}
 
 
-def _divergence(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], asked: Evaluation, kind: str) -> float:
-    """Mean KL divergence of a file of this plan, which is removed again."""
+def _distance(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], asked: Evaluation, kind: str) -> float:
+    """How far a file of this plan is from the original (quality.distance); the file is removed again."""
     files = tuple(replace(file, name=f"{kind}-{file.name}{workspace.PARTIAL}") for file in plan.files)
     artefact = making.write(job, replace(plan, files=files), observed)
     try:
-        reference = verification.make_reference(job, asked.tokens)
-        return estimate(verification.score(job, artefact.path, reference).kld).mean
+        return quality.distance(job, artefact.path, quality.make_reference(job, asked.given))
     finally:
         for file in artefact.files:
             file.path.unlink(missing_ok=True)

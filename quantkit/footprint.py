@@ -110,6 +110,9 @@ def padded(tokens: int) -> int:
 def kv_cache(config: Mapping[str, Any], context: int) -> int:
     """Bytes of keys and values in float16 at `context`: full layers hold all, windowed ones the window and a micro-batch."""
     d = dimensions(config)
+    known = arch.known().get(str(config.get("model_type")))
+    if known is not None and known.kind == "encoder":  # a text passes at once
+        return 0
     full = padded(context)
     short = min(full, padded(d.window + UBATCH))
     tokens = full * (d.layers - d.windowed_layers) + short * d.windowed_layers

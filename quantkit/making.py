@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import workspace
-from quantkit.calibration import corpus, importance
+from quantkit import quality, workspace
+from quantkit.calibration import importance
 from quantkit.codecs import imatrix
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
@@ -27,7 +27,6 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     calibration = job.recipe.calibration
     if calibration is None or not any(plan.target.calibrated for plan in plans):
         return {}
-    assert job.snapshot.tokenizer is not None
     given = text.fetch(calibration.text, job.work)
     path = job.work / "importance.npz"
     made_from = workspace.key(
@@ -39,11 +38,11 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
         quantkit=__version__,
     )
     if workspace.recall(path, made_from) is None:
-        tokens = corpus.cut(
-            given.path, job.snapshot.tokenizer, chunks=calibration.sequences, length=calibration.length, seed=calibration.seed
+        given_to = quality.cut(
+            job.snapshot, given, chunks=calibration.sequences, length=calibration.length, seed=calibration.seed
         )
         found = importance.measure(
-            job.snapshot.config, job.snapshot.weights, tokens, threads=job.threads, progress=job.progress
+            job.snapshot.config, job.snapshot.weights, given_to, threads=job.threads, progress=job.progress
         )
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **_arrays(found))

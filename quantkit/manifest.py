@@ -80,7 +80,7 @@ class SpeedRecord(_Frozen):
     load_seconds: float
     first_token_seconds: float
     prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float | None  # None: an encoder decodes nothing
     peak_rss_bytes: int
 
 

@@ -43,13 +43,20 @@ class ModuleWeights:
         self.stored.close()
 
 
+def _whole(piece: checkpoint.Piece, infos: Mapping[str, TensorInfo]) -> bool:
+    """Whether it is all of its tensor, in the tensor's own shape."""
+    shape = infos[piece.name].shape
+    return len(shape) < 3 and (piece.start, piece.stop) == (0, shape[0])
+
+
 def view(config: Mapping[str, Any], weights: Weights) -> ModuleWeights:
     """The view of a checkpoint; of a model_type that has no architecture file, the checkpoint as it is."""
     arch = architectures.known().get(str(config.get("model_type")))
     infos, moved, experts = dict(weights.infos), dict[str, str](), dict[str, tuple[tuple[str, ...], ...]]()
-    if arch is not None and (arch.moved or arch.fused):
+    if arch is not None:
         located = checkpoint.locate(arch, config, weights.infos)
-        for name, stored in checkpoint.moved(arch, config):
+        others = {name: name for name in located if located[name].name != name and _whole(located[name], infos)}
+        for name, stored in (*others.items(), *checkpoint.moved(arch, config)):
             if name not in infos and stored in located:
                 moved[name] = located[stored].name
                 infos[name] = replace(infos[moved[name]], name=name)

@@ -140,7 +140,7 @@ def refuse(plan: Plan) -> None:
         return
     message = "\n".join(missing.message for missing in plan.missing)
     kinds = {missing.kind for missing in plan.missing}
-    if kinds & {"strict", "weights", "tokenizer", "publish", "context"}:
+    if kinds & {"strict", "weights", "tokenizer", "publish", "context", "checks"}:
         raise InputError(message)
     raise UnresolvedError(message) if kinds == {"engine"} else ResourceError(message)
 

@@ -52,10 +52,20 @@ class Divergence(_Strict):
     min_same_top: float | None = Field(None, gt=0, le=1, description="gate: share of tokens with the same most likely token")
 
 
+class Embedding(_Strict):
+    """An encoder's embeddings of the perplexity's text, in pieces of 128 tokens, against the original's."""
+
+    min_cosine: float | None = Field(None, gt=0, le=1, description="gate: mean cosine with the original's embedding of a text")
+    min_rank: float | None = Field(
+        None, gt=0, le=1, description="gate: mean rank correlation (Spearman) of a text's likeness to all others"
+    )
+
+
 class Latency(_Strict):
     """Speed in the engine, always against the unquantised model in the same run."""
 
     min_decode_ratio: float | None = Field(None, gt=0, description="gate: decode tokens/s over the unquantised model's")
+    min_prefill_ratio: float | None = Field(None, gt=0, description="gate: prefill tokens/s over the unquantised model's")
     rounds: int = Field(3, ge=1, le=50, description="child processes per model, interleaved; medians are reported")
     prompt: int = Field(256, ge=16, description="tokens of the prefill measurement")
     decode: int = Field(48, ge=8, description="tokens of the decode measurement")
@@ -76,6 +86,7 @@ class Checks(_Strict):
 
     perplexity: Perplexity = Field(Perplexity(), json_schema_extra=_or("report"))
     divergence: Divergence = Field(Divergence(), json_schema_extra=_or("report"))
+    embedding: Embedding = Field(Embedding(), json_schema_extra=_or("report"))
     latency: Latency = Field(Latency(), json_schema_extra=_or("report"))
 
     @model_validator(mode="before")
@@ -86,10 +97,12 @@ class Checks(_Strict):
         return {key: {} if item == "report" else item for key, item in value.items()}
 
 
-SANITY_CHECKS = Checks(perplexity=Perplexity(max_ratio=1.5), divergence=Divergence(max_mean=0.5))
+SANITY_CHECKS = Checks(
+    perplexity=Perplexity(max_ratio=1.5), divergence=Divergence(max_mean=0.5), embedding=Embedding(min_cosine=0.9)
+)
 """For a run without thresholds of its own: only a broken conversion fails these."""
 
-CheckName = Literal["perplexity", "divergence", "latency"]
+CheckName = Literal["perplexity", "divergence", "embedding", "latency"]
 
 
 class TokenizerOverride(_Strict):

@@ -250,7 +250,7 @@ class Speed:
     load_seconds: float
     first_token_seconds: float
     prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    decode_tokens_per_s: float | None  # None: an encoder decodes nothing
     peak_rss_bytes: int
 
 

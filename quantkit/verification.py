@@ -7,16 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit import baseline, footprint, walk, workspace
+from quantkit import baseline, footprint, quality
 from quantkit.baseline import Baseline
-from quantkit.calibration import corpus
-from quantkit.checks import divergence, integrity, latency, perplexity, scoring, tokenizer
-from quantkit.checks.scoring import Scores
+from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
-from quantkit.engines import llama_cpp
+from quantkit.engines import llama_cpp, llama_cpp_speed
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
 from quantkit.manifest import (
@@ -30,30 +25,10 @@ from quantkit.manifest import (
     Verdict,
 )
 from quantkit.planning import TargetPlan
+from quantkit.quality import Evaluation, Reference
 from quantkit.recipe import Latency
 from quantkit.report import machine
-from quantkit.source import text
-from quantkit.source.text import Text
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
-from quantkit.version import __version__
-
-CHUNK = 512  # tokens; llama-perplexity's
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What is asked of the original and of every artefact: a text, and its tokens (chunks, 512)."""
-
-    text: Text
-    tokens: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the original says of the evaluation text: its tokens (chunks, 512) and final hidden states (chunks, 512, width)."""
-
-    tokens: NDArray[np.int32]
-    hidden: F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +40,13 @@ class Results:
 
 
 def prepare(job: Job) -> Evaluation | None:
-    """The evaluation text, cut; None when nothing is checked. What cannot be asked is found here, before anything is made.
+    """What will be asked; None when nothing is checked. What cannot be asked is found here, before anything is made.
 
     Raises SourceError, UnresolvedError for the text, InputError for a prompt.
     """
-    if job.recipe.checks is None:
-        return None
-    assert job.snapshot.tokenizer is not None
-    baseline.prompts(job)
-    wanted = job.recipe.checks.perplexity
-    given = text.fetch(wanted.text, job.work)
-    return Evaluation(given, corpus.cut(given.path, job.snapshot.tokenizer, chunks=wanted.chunks, length=CHUNK))
+    if job.recipe.checks is not None:
+        baseline.prompts(job)
+    return quality.ask(job)
 
 
 def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact], asked: Evaluation | None) -> Results:
@@ -83,25 +54,10 @@ def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefa
     pairs = tuple(zip(plans, artefacts, strict=True))
     if asked is None:
         return Results({}, tuple(_recorded(job, plan, artefact, (), {}) for plan, artefact in pairs))
-    reference = make_reference(job, asked.tokens)
+    reference = quality.make_reference(job, asked.given)
     with baseline.made(job) as original:
         records = tuple(verify(job.labelled(plan.name), plan, artefact, reference, original) for plan, artefact in pairs)
     return Results({asked.text.name: asked.text.sha256}, records)
-
-
-def make_reference(job: Job, tokens: NDArray[np.int32]) -> Reference:
-    """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
-    snapshot = job.snapshot
-    path = job.work / "reference.npy"
-    made_from = workspace.key(
-        source=layout.source_digest(snapshot), config=snapshot.config, tokens=tokens.tobytes().hex(), quantkit=__version__
-    )
-    if workspace.recall(path, made_from) is None:
-        hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=job.threads, progress=job.progress)
-        with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, hidden)
-        workspace.remember(path, made_from)
-    return Reference(tokens, np.load(path))
 
 
 def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, original: Baseline) -> TargetRecord:
@@ -116,23 +72,17 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     words = _tokenize(job, plan, artefact.path)
     if words.verdict == "fail":  # every text would be another one
         return _recorded(job, plan, artefact, (sound, words), errors)
-    scores = score(job, artefact.path, reference)
-    quick, speed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
-    results = (
-        sound,
-        words,
-        perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
-        divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
-        quick,
-    )
+    good = quality.check(job, artefact.path, reference, gates)
+    quick, timed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
+    results = (sound, words, *good, quick)
     answers = baseline.answers(job, artefact.path)
-    asked = zip(job.recipe.prompts, original.answers, answers, strict=True)
+    asked = zip(baseline.asked(job), original.answers, answers, strict=True)
     return _recorded(job, plan, artefact, results, errors).model_copy(
         update={
-            "speed": SpeedRecord.model_validate(asdict(speed)),
+            "speed": SpeedRecord.model_validate(asdict(timed)),
             "baseline": SpeedRecord.model_validate(asdict(unquantised)) if unquantised else None,
             "baseline_label": original.label,
-            "memory": _memory(artefact, job.snapshot, {_context(gates.latency): speed.peak_rss_bytes}),
+            "memory": _memory(artefact, job.snapshot, {_context(gates.latency): timed.peak_rss_bytes}),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
@@ -149,23 +99,25 @@ def _tokenize(job: Job, plan: TargetPlan, path: Path) -> CheckResult:
     return replace(found, verdict="report") if pre and found.verdict == "fail" else found
 
 
-def score(job: Job, path: Path, reference: Reference) -> Scores:
-    """The artefact in its engine on the evaluation text, against the reference."""
-    head = walk.head(job.snapshot.config, job.snapshot.weights, threads=job.threads)
-    runner = llama_cpp.open_runner(path, context=CHUNK, threads=job.threads)
-    try:
-        return scoring.score(runner, reference.tokens, reference.hidden, head, job.progress)
-    finally:
-        runner.close()
-
-
 def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Baseline) -> tuple[CheckResult, Speed, Speed | None]:
     """The latency check, the artefact's own speed, and the unquantised model's unless only a cut of it was timed."""
-    measure = partial(llama_cpp.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode, context=_context(pace))
-    gate = pace.min_decode_ratio
+    measure = partial(
+        llama_cpp_speed.measure,
+        kind=quality.kind(job.snapshot),
+        threads=job.threads,
+        prompt=min(pace.prompt, gguf_config.context_length(job.snapshot.config)),
+        decode=pace.decode,
+        context=_context(pace),
+    )
     with baseline.counterpart(job, plan.target, path, original) as timed:
         result, ours, theirs = latency.check(
-            measure, timed, original.path, rounds=pace.rounds, min_decode_ratio=gate, progress=job.progress
+            measure,
+            timed,
+            original.path,
+            rounds=pace.rounds,
+            min_decode_ratio=pace.min_decode_ratio,
+            min_prefill_ratio=pace.min_prefill_ratio,
+            progress=job.progress,
         )
     if not original.cut:
         return result, ours, theirs

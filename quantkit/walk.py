@@ -12,9 +12,9 @@ number.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import modules
-from quantkit.errors import UnsupportedError, WeightError
+from quantkit import modules, skeleton
+from quantkit.errors import WeightError
 from quantkit.values import F32, Progress, Weights
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ depend on the number of threads."""
 
 Tokens = NDArray[np.int32] | NDArray[np.int64]
 
-_SLAB_BYTES = 64 << 20  # of an embedding or head, read at once
-_RESIDENT_BYTES = 1 << 30  # a head up to this size is read once; a larger one anew for every call
 _micro = threading.local()  # .seen: what the micro-batch that a thread runs has shown to the observer
-_NOT_THE_MODEL = frozenset({"model_type", "quantization_config", "torch_dtype", "dtype"})
 
 
 def walk(
@@ -47,6 +44,7 @@ def walk(
     weights: Weights,
     sequences: Tokens,
     *,
+    decoder_sequences: Tokens | None = None,
     threads: int,
     micro_batch: int = 1,
     observe: Observe | None = None,
@@ -54,6 +52,7 @@ def walk(
 ) -> F32:
     """Final hidden states (n, length, width), after the last norm, of token `sequences` (n, length).
 
+    decoder_sequences: what an encoder-decoder's decoder is given (n, its length); the states are then the decoder's.
     micro_batch: sequences that one thread runs through a layer together.
     config: a Hugging Face config.json. Raises UnsupportedError for a model_type unknown to transformers, and
     WeightError for a tensor that the model needs and the checkpoint lacks or holds in another shape.
@@ -61,95 +60,26 @@ def walk(
     import torch
 
     weights = modules.view(config, weights)
-    model = _skeleton(config)
+    model = skeleton.build(config, "AutoModelForCausalLM" if skeleton.kind(config) == "decoder" else "AutoModel")
     base = model.base_model
-    layers = _layers(base)
+    stacks, tables = skeleton.stacks(base), skeleton.tables(base)
     names = {id(module): name for name, module in model.named_modules()}
-    embedding = base.get_input_embeddings()
-    embedding.forward = partial(_embed, embedding, embedding.forward, weights, f"{names[id(embedding)]}.weight")
-    apart = tuple(f"{names[id(module)]}." for module in (layers, embedding))
+    for table in tables:
+        table.forward = partial(_embed, table, table.forward, weights, f"{names[id(table)]}.weight")
+    apart = tuple(f"{names[id(module)]}." for module in (*stacks, *tables))
     prefix = f"{names[id(base)]}." if names[id(base)] else ""
     rest = [name for name in base.state_dict() if not f"{prefix}{name}".startswith(apart)]
-    with _torch_threads(1), torch.no_grad(), ThreadPoolExecutor(threads) as pool:
+    layers = [layer for stack in stacks for layer in stack]
+    with skeleton.torch_threads(1), torch.no_grad(), ThreadPoolExecutor(threads) as pool:
         run = _Run(weights, pool, threads, micro_batch, observe)
         for index, layer in enumerate(layers):
             report = partial(progress, "walk", index + 1, len(layers)) if progress is not None else None
             layer.forward = partial(_stage, run, layer, layer.forward, f"{names[id(layer)]}.", report)
-        base.load_state_dict(_tensors(base, rest, weights, prefix), strict=False, assign=True)
-        output = base(input_ids=torch.from_numpy(np.asarray(sequences, np.int64)), use_cache=False)
-        hidden: F32 = output.last_hidden_state.numpy()
+        base.load_state_dict(skeleton.tensors(base, rest, weights, prefix), strict=False, assign=True)
+        given = {"input_ids": sequences, "decoder_input_ids": decoder_sequences}
+        tokens = {name: torch.from_numpy(np.asarray(ids, np.int64)) for name, ids in given.items() if ids is not None}
+        hidden: F32 = base(**tokens, use_cache=False).last_hidden_state.numpy()
     return hidden
-
-
-def head(config: Mapping[str, Any], weights: Weights, *, threads: int) -> Callable[[F32], F32]:
-    """The map from final hidden states (t, width) to logits (t, vocabulary), float32, by the model's own head code.
-
-    So a tied embedding, a bias, soft-capping and scaled logits are honoured. Errors as `walk` raises them.
-    """
-    import torch
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
-    weights = modules.view(config, weights)
-    model = _skeleton(config)
-    layers = _layers(model.base_model)
-    decoder = next(module for module in model.modules() if any(child is layers for child in module.children()))
-    output, names = model.get_output_embeddings(), {id(module): name for name, module in model.named_modules()}
-    tied = bool(model.config.tie_word_embeddings)
-    matrix = f"{names[id(model.base_model.get_input_embeddings() if tied else output)]}.weight"
-    bias = _read(weights, f"{names[id(output)]}.bias", tuple(output.bias.shape)) if output.bias is not None else None
-    slabs = _slabs(weights, matrix, tuple(output.weight.shape))
-    resident = list(slabs()) if output.weight.numel() * 4 <= _RESIDENT_BYTES else None
-
-    def project(hidden: torch.Tensor) -> torch.Tensor:
-        logits = torch.empty((*hidden.shape[:-1], output.weight.shape[0]))
-        for start, rows in slabs() if resident is None else resident:
-            stop = start + len(rows)
-            part = torch.from_numpy(bias[start:stop]) if bias is not None else None
-            logits[..., start:stop] = torch.nn.functional.linear(hidden, torch.from_numpy(rows), part)
-        return logits
-
-    output.forward = project
-
-    def logits(hidden: F32) -> F32:
-        found_states = torch.from_numpy(np.ascontiguousarray(hidden))[None]
-        states = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=found_states)
-        states.router_logits = None  # which models with experts ask for
-        decoder.forward = lambda *_, **__: states
-        with _torch_threads(threads), torch.no_grad():
-            found: F32 = model(input_ids=torch.zeros((1, 1), dtype=torch.int64)).logits[0].numpy()
-        return found
-
-    return logits
-
-
-def _skeleton(config: Mapping[str, Any]) -> Any:
-    """The model of `config` on the meta device, buffers real: rotary tables are computed, not read."""
-    import torch
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind = config.get("model_type")
-    settings = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), dtype=torch.float32)
-            if model._can_set_experts_implementation():
-                model.set_experts_implementation("eager")  # expert by expert, so that each one's input is seen
-    except ValueError as error:
-        raise UnsupportedError(
-            f"transformers cannot build a causal language model from model_type {kind!r}: {error}"
-        ) from error
-    return model.eval()
-
-
-def _layers(base: Any) -> Any:
-    import torch
-
-    count = base.config.num_hidden_layers
-    for module in base.modules():  # outermost first
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return module
-    raise UnsupportedError(f"{type(base).__name__} holds no list of {count} decoder layers to walk through")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +105,7 @@ def _stage(
     import torch
 
     batch, empty = hidden.shape[0], layer.state_dict()
-    layer.load_state_dict(_tensors(layer, list(empty), run.weights, prefix), assign=True)
+    layer.load_state_dict(skeleton.tensors(layer, list(empty), run.weights, prefix), assign=True)
     hooks = _watch(layer, prefix) if run.observe is not None else []
     watching = partial(_watch_experts, _experts(layer, prefix)) if run.observe is not None else nullcontext
 
@@ -219,11 +149,13 @@ def _split(value: Any, batch: int, part: slice) -> Any:
 
 
 def _join(pieces: list[Any]) -> Any:
-    """The batch's output from its micro-batches': a tensor, or a tuple with the hidden states first."""
+    """The batch's output from its micro-batches': a tensor, or a tuple with the hidden states first, whose other items are
+    alike for all sequences (T5's position bias): of them one sequence's is kept."""
     import torch
 
     if isinstance(pieces[0], tuple):
-        return (torch.cat([piece[0] for piece in pieces]), *pieces[0][1:])
+        rest = (item[:1] if isinstance(item, torch.Tensor) else item for item in pieces[0][1:])
+        return (torch.cat([piece[0] for piece in pieces]), *rest)
     return torch.cat(pieces)
 
 
@@ -238,7 +170,7 @@ def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: 
             f"token ids {wanted[0]} to {wanted[-1]} do not fit {name} with {embedding.weight.shape[0]} rows: "
             "tokenizer and checkpoint do not belong together"
         )
-    for start, slab in _slabs(weights, name, tuple(embedding.weight.shape))():
+    for start, slab in skeleton.slabs(weights, name, tuple(embedding.weight.shape))():
         here = slice(*np.searchsorted(wanted, (start, start + len(slab))))
         rows[here] = slab[wanted[here] - start]
     embedding.padding_idx = None  # matters to gradients only, and is no index into these rows
@@ -250,11 +182,17 @@ def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: 
 
 
 def _watch(layer: Any, prefix: str) -> list[Any]:
+    import torch
+
     def see(name: str, _: Any, inputs: tuple[Any, ...]) -> None:
         _micro.seen.append((name, inputs[0].reshape(-1, inputs[0].shape[-1]).numpy()))
 
     matrices = [(name, m) for name, m in layer.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2]
-    return [matrix.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight")) for name, matrix in matrices]
+    return [
+        matrix.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight"))
+        for name, matrix in matrices
+        if not isinstance(matrix, torch.nn.Embedding)  # T5's position bias: it meets no activations
+    ]
 
 
 def _experts(layer: Any, prefix: str) -> dict[int, str]:
@@ -277,44 +215,3 @@ def _watch_experts(names: Mapping[int, str]) -> Any:
             return func(*args, **(kwargs or {}))
 
     return Watch() if names else nullcontext()
-
-
-def _tensors(module: Any, names: list[str], weights: Weights, prefix: str) -> dict[str, torch.Tensor]:
-    import torch
-
-    state = module.state_dict()
-    return {name: torch.from_numpy(_read(weights, prefix + name, tuple(state[name].shape))) for name in names}
-
-
-def _read(weights: Weights, name: str, shape: tuple[int, ...]) -> F32:
-    return weights.read(_stored(weights, name, shape))
-
-
-def _slabs(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], Iterator[tuple[int, F32]]]:
-    """(first row, rows) of a matrix, a few at a time."""
-    stored, step = _stored(weights, name, shape), max(1, _SLAB_BYTES // (4 * shape[1]))
-    starts = range(0, shape[0], step)
-    return lambda: ((start, weights.read(stored, start, min(start + step, shape[0]))) for start in starts)
-
-
-def _stored(weights: Weights, name: str, shape: tuple[int, ...]) -> str:
-    """The checkpoint's name of the model's tensor `name`: the same, or without the base model's prefix (gpt2)."""
-    for candidate in (name, name.partition(".")[2]):
-        info = weights.infos.get(candidate)
-        if info is not None and tuple(info.shape) != shape:
-            raise WeightError(f"{candidate} is {tuple(info.shape)} in the checkpoint, its config.json makes it {shape}")
-        if info is not None:
-            return candidate
-    raise WeightError(f"the checkpoint lacks {name} {shape}, which the model of its config.json needs")
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -305,3 +305,39 @@ def test_another_pre_tokenizer_than_the_checkpoints_is_reported_when_the_recipe_
     words = {target.type: check for target in manifest.targets for check in target.checks if check.check == "tokenizer"}
     assert (words["Q8_0"].verdict, words["Q4_K_M"].verdict) == ("report", "pass")
     assert "texts differ, first" in words["Q8_0"].summary
+
+
+def calibrated(recipe, source, **changes):
+    path = recipe(source=source, **changes)
+    text = path.read_text().replace("type: Q8_0}", "type: Q4_0, imatrix: true}")
+    path.write_text(text.replace("checks:", "calibration: {tokens: 512}\nchecks:"))
+    return path
+
+
+def test_an_encoder_is_held_to_its_embeddings(recipe, pico, tmp_path):
+    gate = {"  perplexity: {chunks: 2, max_ratio: 2.0}\n  divergence: {max_mean: 1.0}": "  embedding: {min_cosine: 0.99}"}
+    manifest = convert(calibrated(recipe, pico("bert"), **gate), work_dir=tmp_path / "build")
+    for target in manifest.targets:
+        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "embedding", "latency"]
+        assert target.checks[2].values["cosine"] > 0.99
+        assert (target.samples, target.speed.decode_tokens_per_s) == ([], None)
+    assert manifest.importance.tensors == 12
+    assert "Cosine" in (tmp_path / "published" / "README.md").read_text()
+    assert "Rank correlation" in (tmp_path / "published" / "report.html").read_text()
+
+
+def test_an_encoder_decoder_is_held_to_its_decoder(recipe, pico, tmp_path):
+    manifest = convert(calibrated(recipe, pico("t5-1.1")), work_dir=tmp_path / "build")
+    for target in manifest.targets:
+        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        assert target.checks[3].values["tokens"] == 2 * 255
+        assert target.speed.decode_tokens_per_s > 0
+        assert [sample.prompt for sample in target.samples] == ["Hello"]
+
+
+def test_a_gate_that_a_kind_of_model_cannot_have_is_refused(recipe, pico, tmp_path):
+    with pytest.raises(InputError, match=r"perplexity: max_ratio is not for .*\(encoder\).*\n.*divergence: max_mean"):
+        convert(recipe(source=pico("bert")), work_dir=tmp_path / "build")
+    embedding = {"divergence: {max_mean: 1.0}": "embedding: {min_rank: 0.9}"}
+    with pytest.raises(InputError, match=r"embedding: min_rank is not for .*\(decoder\)"):
+        convert(recipe(**embedding), work_dir=tmp_path / "build")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny import CONFIGS, tiny
 
+from quantkit import heads, skeleton, source
 from quantkit import walk as walking
 from quantkit.errors import UnsupportedError, WeightError
 from quantkit.values import F32
@@ -26,7 +30,7 @@ def test_the_walk_gives_the_models_own_logits(kind: str) -> None:
         expected = model(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     threads = torch.get_num_threads()
     hidden = walking.walk(config, weights, tokens, threads=1, micro_batch=2)
-    project = walking.head(config, weights, threads=1)
+    project = heads.project(config, weights, threads=1)
     found = np.stack([project(chunk) for chunk in hidden])
     assert torch.get_num_threads() == threads
     assert hidden.dtype == found.dtype == np.float32
@@ -36,8 +40,8 @@ def test_the_walk_gives_the_models_own_logits(kind: str) -> None:
 def test_one_layer_is_present_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _, weights = tiny("llama")
     built: list[Any] = []
-    skeleton = walking._skeleton
-    monkeypatch.setattr(walking, "_skeleton", lambda c: built.append(skeleton(c)) or built[-1])
+    build = skeleton.build
+    monkeypatch.setattr(skeleton, "build", lambda *given: built.append(build(*given)) or built[-1])
     most: list[set[str]] = []
 
     def observe(_name: str, _x: F32) -> None:
@@ -90,10 +94,10 @@ def test_the_number_of_threads_changes_nothing() -> None:
 def test_a_large_head_is_read_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _, weights = tiny("llama")
     hidden = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
-    whole = walking.head(config, weights, threads=1)(hidden)
-    monkeypatch.setattr(walking, "_SLAB_BYTES", 4 * 64 * 7)
-    monkeypatch.setattr(walking, "_RESIDENT_BYTES", 0)
-    np.testing.assert_allclose(walking.head(config, weights, threads=1)(hidden), whole, atol=1e-5)
+    whole = heads.project(config, weights, threads=1)(hidden)
+    monkeypatch.setattr(skeleton, "SLAB_BYTES", 4 * 64 * 7)
+    monkeypatch.setattr(heads, "_RESIDENT_BYTES", 0)
+    np.testing.assert_allclose(heads.project(config, weights, threads=1)(hidden), whole, atol=1e-5)
 
 
 def test_a_missing_or_misshapen_tensor_is_named() -> None:
@@ -117,3 +121,44 @@ def test_an_unknown_model_type_is_refused() -> None:
     _, _, weights = tiny("llama")
     with pytest.raises(UnsupportedError, match="model_type 'nonesuch'"):
         walking.walk({"model_type": "nonesuch"}, weights, sequences(), threads=1)
+
+
+def saved(folder: Path, auto_class: str) -> tuple[dict[str, Any], Any, Any]:
+    found = source.describe(str(folder))
+    model = getattr(transformers, auto_class).from_pretrained(folder, dtype=torch.float32).eval()
+    return dict(found.config), model, found.weights
+
+
+def test_an_encoder_is_walked(pico: Callable[[str], Path]) -> None:
+    config, model, weights = saved(pico("bert"), "AutoModel")
+    tokens, seen = sequences(), dict[str, int]()
+
+    def observe(name: str, x: F32) -> None:
+        seen[name] = seen.get(name, 0) + len(x)
+
+    found = walking.walk(config, weights, tokens, threads=2, micro_batch=2, observe=observe)
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(tokens.astype(np.int64))).last_hidden_state.numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-4)
+    assert len(seen) == 2 * 6
+    assert set(seen.values()) == {tokens.size}
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-1.1"])
+def test_encoder_and_decoder_are_walked(name: str, pico: Callable[[str], Path]) -> None:
+    config, model, weights = saved(pico(name), "AutoModelForSeq2SeqLM")
+    asked, answers, seen = sequences(length=40), sequences(length=30), dict[str, int]()
+
+    def observe(name: str, x: F32) -> None:
+        seen[name] = seen.get(name, 0) + len(x)
+
+    given = {"decoder_sequences": answers, "threads": 2, "micro_batch": 2}
+    found = walking.walk(config, weights, asked, observe=observe, **given)
+    project = heads.project(config, weights, threads=1)
+    ids = [torch.from_numpy(each.astype(np.int64)) for each in (asked, answers)]
+    with torch.no_grad():
+        expected = model(input_ids=ids[0], decoder_input_ids=ids[1]).logits.numpy()
+    np.testing.assert_allclose(np.stack([project(chunk) for chunk in found]), expected, atol=5e-5, rtol=1e-3)
+    crossing = {name: rows for name, rows in seen.items() if "EncDecAttention.k" in name or name.startswith("encoder")}
+    assert set(crossing.values()) == {asked.size}
+    assert {rows for name, rows in seen.items() if name not in crossing and "EncDecAttention.v" not in name} == {answers.size}

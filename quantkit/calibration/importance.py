@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit import modules, walk
+from quantkit.calibration.corpus import Sequences
 from quantkit.values import F32, Importance, Progress, Weights, stacked
 
 
 def measure(
-    config: Mapping[str, Any], weights: Weights, sequences: NDArray[np.int32], *, threads: int, progress: Progress
+    config: Mapping[str, Any], weights: Weights, given: Sequences, *, threads: int, progress: Progress
 ) -> dict[str, Importance]:
-    """HF weight name -> what its input columns held, over token `sequences` (n, length).
+    """HF weight name -> what its input columns held, over the sequences that it is given.
 
     The sums decide codes: like the walk's own, they are the same whatever the number of threads.
     """
@@ -30,7 +31,15 @@ def measure(
     def advance(_: str, done: float, total: float) -> None:
         progress("calibrate", done, total)
 
-    walk.walk(config, weights, sequences, threads=threads, observe=observe, progress=advance)
+    walk.walk(
+        config,
+        weights,
+        given.tokens,
+        decoder_sequences=given.decoder_tokens,
+        threads=threads,
+        observe=observe,
+        progress=advance,
+    )
     seen = {name: _mean(both, rows[name]) for name, both in sums.items()}
     return _by_stored_name(seen, modules.view(config, weights))
 

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
 
+from quantkit.checks.verdict import Verdict, worst
 from quantkit.values import CheckResult, Progress, Speed
 
 
@@ -20,12 +21,13 @@ def check(
     *,
     rounds: int = 3,
     min_decode_ratio: float | None = None,
+    min_prefill_ratio: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[CheckResult, Speed, Speed]:
     """Result, the artefact's medians, the baseline's medians. `measure` is one child process of the engine.
 
-    Every round measures both files, in turns first, and gives one ratio; the gate is on the median of the ratios, so
-    that one disturbed round does not decide. Without a limit: a report.
+    Every round measures both files, in turns first, and gives one ratio; a gate is on the median of the ratios, so
+    that one disturbed round does not decide. Without a limit: a report. An encoder has no decode to speak of.
     """
     found: dict[Path, list[Speed]] = {artefact: [], baseline: []}
     for index in range(rounds):
@@ -34,33 +36,32 @@ def check(
             found[path].append(measure(path))
             if progress is not None:
                 progress("latency", 2 * index + step, 2 * rounds)
-    mine, other = found[artefact], found[baseline]
-    decode = [a.decode_tokens_per_s / b.decode_tokens_per_s for a, b in zip(mine, other, strict=True)]
-    prefill = [a.prefill_tokens_per_s / b.prefill_tokens_per_s for a, b in zip(mine, other, strict=True)]
-    speed, original, ratio = _median(mine), _median(other), median(decode)
-    below = sum(each < min_decode_ratio for each in decode) if min_decode_ratio is not None else 0
-    summary = (
-        f"decode {speed.decode_tokens_per_s:.1f} tokens/s, {ratio:.2f} times the original "
-        f"({min(decode):.2f} to {max(decode):.2f} in {rounds} rounds); prefill {speed.prefill_tokens_per_s:.1f} "
-        f"tokens/s, {median(prefill):.2f} times; {speed.threads} threads"
-    )
-    limit = "" if min_decode_ratio is None else f"; limit {min_decode_ratio:g}, {below} of {rounds} rounds below it"
+    speed, original = _median(found[artefact]), _median(found[baseline])
+    limits = {"decode": min_decode_ratio, "prefill": min_prefill_ratio}
+    gates: list[Verdict] = []
+    values: dict[str, float] = {}
+    said = []
+    for part, limit in limits.items():
+        rates = [[getattr(each, f"{part}_tokens_per_s") for each in found[path]] for path in (artefact, baseline)]
+        if None in rates[0]:
+            continue
+        ratios = [mine / other for mine, other in zip(*rates, strict=True)]
+        ratio = median(ratios)
+        values |= {f"{part}_ratio": ratio, f"{part}_ratio_min": min(ratios), f"{part}_ratio_max": max(ratios)}
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f} in {rounds} rounds"
+        rate = getattr(speed, f"{part}_tokens_per_s")
+        said.append(f"{part} {rate:.1f} tokens/s, {ratio:.2f} times the original ({spread})")
+        if limit is not None:
+            below = sum(each < limit for each in ratios)
+            values[f"{part}_rounds_below_limit"] = below
+            said[-1] += f", limit {limit:g}, {below} of {rounds} rounds below it"
+            gates.append("pass" if ratio >= limit else "fail")
     result = CheckResult(
         check="latency",
-        verdict="report" if min_decode_ratio is None else "pass" if ratio >= min_decode_ratio else "fail",
-        summary=summary + limit,
-        values={
-            "decode_ratio": ratio,
-            "decode_ratio_min": min(decode),
-            "decode_ratio_max": max(decode),
-            "prefill_ratio": median(prefill),
-            "prefill_ratio_min": min(prefill),
-            "prefill_ratio_max": max(prefill),
-            "rounds": rounds,
-            "rounds_below_limit": below,
-            "threads": speed.threads,
-        },
-        limits={} if min_decode_ratio is None else {"min_decode_ratio": min_decode_ratio},
+        verdict=worst(gates),
+        summary=f"{'; '.join(said)}; {speed.threads} threads",
+        values=values | {"rounds": rounds, "threads": speed.threads},
+        limits={f"min_{part}_ratio": limit for part, limit in limits.items() if limit is not None},
         engine=speed.engine,
     )
     return result, speed, original
@@ -72,5 +73,5 @@ def _median(speeds: Sequence[Speed]) -> Speed:
     return replace(
         speeds[0],
         peak_rss_bytes=int(median(speed.peak_rss_bytes for speed in speeds)),
-        **{name: median(getattr(speed, name) for speed in speeds) for name in measured},
+        **{name: median(getattr(speed, name) for speed in speeds) for name in measured if getattr(speeds[0], name) is not None},
     )

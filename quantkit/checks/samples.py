@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.errors import InputError, UnresolvedError
-from quantkit.values import Runner, Tokenizer
+from quantkit.values import Runner, Tokenizer, Transducer
 
 
 def render(tokenizer: Tokenizer, prompt: str) -> str:
@@ -49,7 +49,7 @@ def encode(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> list[list
     return found
 
 
-def answer(runner: Runner, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], limit: int) -> list[str]:
+def answer(runner: Runner | Transducer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], limit: int) -> list[str]:
     """The runner's greedy answers, of at most `limit` tokens, to prompts that `encode` gave."""
     engine = _engine(tokenizer)
     return [engine.decode(runner.generate(ids, limit), skip_special_tokens=True).strip() for ids in prompts]

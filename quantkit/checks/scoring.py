@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import WeightError
-from quantkit.values import F32, Progress, Runner
+from quantkit.values import F32, Progress
 
 F64 = NDArray[np.float64]
 
@@ -33,27 +33,30 @@ class Scores:
 
 
 def score(
-    runner: Runner,
+    logits: Callable[[int], F32],
     tokens: NDArray[np.int32],
     reference_hidden: F32,
     head: Callable[[F32], F32],
+    *,
+    first: int,
+    engine: str,
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores of the artefact in `runner` on `tokens` (chunks, length).
+    """Scores of an artefact in `engine` on `tokens` (chunks, length), of the logits after token `first` to the last but one.
 
+    logits: the artefact's for a chunk by its number, (length, vocabulary).
     reference_hidden: (chunks, length, width), the original model's final hidden states; head: their map to logits.
     Raises WeightError where artefact and reference have vocabularies of different sizes.
     """
-    length = tokens.shape[1]
-    scored = slice(length // 2, length - 1)
+    scored = slice(first, tokens.shape[1] - 1)
     parts = []
     for index, chunk in enumerate(tokens):
-        artefact = runner.logits(chunk.tolist())[scored]
+        artefact = logits(index)[scored]
         parts.append(compare(head(reference_hidden[index, scored]), artefact, chunk[1:][scored]))
         if progress is not None:
             progress("score", index + 1, len(tokens))
     reference, found, kld, top = (np.stack(rows) for rows in zip(*parts, strict=True))
-    return Scores(reference, found, kld, top, runner.engine)
+    return Scores(reference, found, kld, top, engine)
 
 
 def compare(reference: F32, artefact: F32, targets: NDArray[np.int32]) -> tuple[F64, F64, F64, NDArray[np.bool_]]:

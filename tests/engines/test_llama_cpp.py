@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import tiny, write_llama
 
-from quantkit.engines import llama_cpp
+from quantkit.engines import llama_cpp, llama_cpp_speed
 from quantkit.errors import InputError, SourceError, UnresolvedError
 
 pytestmark = pytest.mark.skipif(llama_cpp.available() is None, reason="llama-cpp-python is not installed")
@@ -71,17 +71,17 @@ def test_a_broken_file_is_refused_with_the_engines_reason(
 
 
 def test_a_measurement_runs_in_a_process_of_its_own(model: tuple[Path, Any], tmp_path: Path) -> None:
-    speed = llama_cpp.measure(model[0], threads=1, prompt=32, decode=8, context=64)
+    speed = llama_cpp_speed.measure(model[0], kind="decoder", threads=1, prompt=32, decode=8, context=64)
     assert (speed.threads, speed.prompt_tokens, speed.decode_tokens) == (1, 32, 8)
     assert speed.prefill_tokens_per_s > 0 < speed.decode_tokens_per_s
     assert 10 << 20 < speed.peak_rss_bytes < 300 << 20, "the child's own peak, not that of this process with torch"
     with pytest.raises(UnresolvedError, match="no such file"):
-        llama_cpp.measure(tmp_path / "none.gguf", threads=1, prompt=32, decode=8, context=64)
+        llama_cpp_speed.measure(tmp_path / "none.gguf", kind="decoder", threads=1, prompt=32, decode=8, context=64)
 
 
 def test_without_the_engine_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    llama_cpp._library.cache_clear()
+    llama_cpp.load_library.cache_clear()
     assert llama_cpp.available() is None
     with pytest.raises(UnresolvedError, match=r"pip install 'quantkit-pipeline\[llama\]'"):
         llama_cpp.open_runner(tmp_path / "any.gguf", context=64, threads=1)

@@ -34,8 +34,9 @@ def copy(pico: Callable[[str], Path], tmp_path: Path) -> Path:
 def test_weights_are_those_that_safetensors_reads(name: str, pico: Callable[[str], Path]) -> None:
     found = source.describe(str(pico(name)))
     wanted = load_file(pico(name) / folder.SINGLE)
-    assert found.weights.infos.keys() == wanted.keys()
-    for tensor, values in wanted.items():
+    assert found.weights.infos.keys() == {tensor for tensor in wanted if "pooler" not in tensor}
+    for tensor in found.weights.infos:
+        values = wanted[tensor]
         assert np.array_equal(found.weights.read(tensor), values)
         assert np.array_equal(found.weights.read(tensor, 3, 200), values[3:200])
     found.weights.close()
@@ -139,7 +140,7 @@ def _rewrite_config(place: Path, **change: Any) -> None:
 
 def test_unsupported_architecture(copy: Path) -> None:
     _rewrite_config(copy, model_type="mamba")
-    with pytest.raises(UnsupportedError, match=r"'mamba' is not supported; supported: falcon, .*llama, mistral"):
+    with pytest.raises(UnsupportedError, match=r"'mamba' is not supported; supported: bert, falcon, .*llama, mistral"):
         source.describe(str(copy))
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantkit import source
 from quantkit.errors import InputError
+from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE, Model, Wish, choose, more_bits
-from quantkit.recipe import GGUF_TYPES
+from quantkit.progress import silent
+from quantkit.recipe import GGUF_TYPES, GgufTarget
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "vectors" / "type-selection"
 SCHEMAS = sorted(GOLDEN.glob("*.schema"))
@@ -179,9 +182,9 @@ def quantised(library, original, out, file_type, shapes, imatrix):
 @pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_equals_what_llama_cpp_makes(originals, tmp_path, case, imatrix):
     pytest.importorskip("llama_cpp")
-    from quantkit.engines.llama_cpp import _library
+    from quantkit.engines.llama_cpp import load_library
 
-    library, (shapes, model) = _library(), CASES[case]
+    library, (shapes, model) = load_library(), CASES[case]
     for file_type in GGUF_TYPES:
         if file_type in ("F32", "F16", "BF16"):
             continue
@@ -216,3 +219,21 @@ def test_rules_that_match_nothing_are_named_with_what_is_near():
     wish = Wish((("blk.*.ffn_dawn", "Q8_0"), ("blk.*.ffn_up", "Q6_K"), ("lm_head", "Q6_K")))
     with pytest.raises(InputError, match=r"'blk\.\*\.ffn_dawn' \(near: blk\.\*\.ffn_down\.weight.*'lm_head'"):
         choose("Q4_K_M", shapes, Model("llama", 3, 4, 2), imatrix=False, wish=wish)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5-1.1", "gpt2"])
+def test_files_of_every_kind_get_what_llama_cpp_gives_them(pico, tmp_path, name):
+    gguf, _ = pytest.importorskip("gguf"), pytest.importorskip("llama_cpp")
+    from quantkit.engines.llama_cpp import load_library
+
+    library, snapshot = load_library(), source.describe(str(pico(name)))
+    plan = layout.plan(GgufTarget(format="gguf", type="F16"), "", snapshot, "original")
+    original = writer.write(plan, snapshot, tmp_path, importance={}, threads=1, progress=silent).path
+    for file_type in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_L", "Q2_K"):
+        params = library.llama_model_quantize_default_params()
+        params.nthread, params.ftype = 1, FILE_TYPE[file_type]
+        made = str(tmp_path / "made.gguf").encode()
+        assert library.llama_model_quantize(str(original).encode(), made, ctypes.byref(params)) == 0
+        theirs = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "made.gguf").tensors}
+        rows = layout.plan(GgufTarget(format="gguf", type=file_type), "", snapshot, "ours").rows
+        assert {row.name: row.type for row in rows} == theirs, file_type
