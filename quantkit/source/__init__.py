@@ -12,6 +12,7 @@ from quantkit.errors import SourceError
 from quantkit.source import folder, gguf_file
 from quantkit.source.files import TensorFiles, digest
 from quantkit.source.pickled import PickledTensors
+from quantkit.source.quantised import QuantisedTensors
 from quantkit.values import Progress, Snapshot, Tokenizer
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -86,10 +87,10 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
     """
     if snapshot.reconstructed and snapshot.kind != "hub":
         raise SourceError(f"{snapshot.uri} holds config.json and no weights: it can be planned, not converted")
-    if snapshot.kind == "hub" and not isinstance(snapshot.weights, TensorFiles | PickledTensors):
+    if snapshot.kind == "hub" and not isinstance(snapshot.weights, TensorFiles | QuantisedTensors | PickledTensors):
         from quantkit.source import hub
 
         snapshot = hub.fetch(snapshot, progress)
-    if not isinstance(snapshot.weights, TensorFiles | PickledTensors):
+    if not isinstance(snapshot.weights, TensorFiles | QuantisedTensors | PickledTensors):
         raise SourceError(f"{snapshot.uri} has no weight files")
     return replace(snapshot, digests={path.name: digest(path, progress) for path in snapshot.weights.files})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -69,6 +69,19 @@ class TensorFiles:
         if span.shift:
             out += np.float32(span.shift)
         return out
+
+    def stored(self, name: str, start: int = 0, stop: int | None = None) -> U8:
+        """Rows [start, stop) as they lie in the file: (n, row_bytes)."""
+        first, last, _ = slice(start, stop).indices(self._spans[name].rows)
+        return self._rows(self._spans[name], first, max(first, last))
+
+    def columns(self, name: str, first: int, last: int) -> U8:
+        """Columns [first, last) of every row as they lie in the file: (rows, bytes)."""
+        span = self._spans[name]
+        size = span.row_bytes // span.width
+        part = Span(span.path, 0, 1, (last - first) * size, last - first, span.decode)
+        starts = (span.offset + first * size + row * span.row_bytes for row in range(span.rows))
+        return np.concatenate([self._rows(replace(part, offset=start), 0, 1) for start in starts])
 
     def _rows(self, span: Span, start: int, stop: int) -> U8:
         raw = np.empty((stop - start, span.row_bytes), dtype=np.uint8)

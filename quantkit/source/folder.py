@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 
 from quantkit import arch, checkpoint
 from quantkit.errors import SourceError, UnsupportedError
-from quantkit.source import card, pooling, vocabulary
+from quantkit.source import card, pooling, quantised, vocabulary
 from quantkit.source.files import DeclaredTensors, Span, TensorFiles
+from quantkit.source.quantised import Presented, QuantisedTensors
 from quantkit.values import F32, U8, Snapshot, TensorInfo, Tokenizer, Weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,6 +35,7 @@ def _bf16(raw: U8) -> F32:
 
 
 _DTYPES = {"F32": (4, _f32), "F16": (2, _f16), "BF16": (2, _bf16)}
+_CODES = {"I64": 8, "I32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes of what quantised checkpoints hold
 _TORCH = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -48,10 +51,6 @@ def describe(folder: Path, uri: str, remote: Weights | None = None) -> Snapshot:
         hint = f"; it holds {', '.join(inside)}: name the file itself" if inside else ""
         raise SourceError(f"{folder.name} is not a checkpoint: it has no config.json{hint}")
     architecture = arch.find(config)
-    if method := (config.get("quantization_config") or {}).get("quant_method"):
-        raise UnsupportedError(
-            f"config.json: the checkpoint is already quantised ({method}); give the original it was made from"
-        )
     weights = remote or _weights(folder, config)
     checkpoint.verify(architecture, config, weights.infos)
     matter, generation = card.front_matter(folder), read_json(folder / "generation_config.json") or {}
@@ -170,7 +169,7 @@ def _weights(folder: Path, config: Mapping[str, Any]) -> Weights:
 
 def _safetensors(
     folder: Path, shards: list[str], config: Mapping[str, Any], placed: Mapping[str, str] | None = None
-) -> TensorFiles:
+) -> Weights:
     infos: dict[str, TensorInfo] = {}
     spans: dict[str, Span] = {}
     faults: list[str] = []
@@ -189,21 +188,26 @@ def _safetensors(
             faults.append(f"{name} is not in {shard}, where {INDEX} puts it")
     if faults:
         raise SourceError(f"{INDEX} and the shards disagree; fetch the checkpoint again:\n  " + "\n  ".join(faults))
-    return TensorFiles(*select(config, infos, spans))
+    presented = select(config, infos)
+    if presented.packed:
+        return QuantisedTensors(TensorFiles(infos, spans), presented)
+    return TensorFiles(presented.infos, {name: spans[name] for name in presented.infos})
 
 
-def select(
-    config: Mapping[str, Any], infos: Mapping[str, TensorInfo], spans: Mapping[str, Span]
-) -> tuple[dict[str, TensorInfo], dict[str, Span]]:
-    """Without the tensors known to be redundant. Raises UnsupportedError for a stored type that cannot be read."""
-    architecture = arch.find(config)
-    redundant = checkpoint.redundant(architecture, config, infos)
-    kept = {name: info for name, info in infos.items() if name not in redundant}
-    if odd := [f"{info.name} is {info.dtype}" for info in kept.values() if info.dtype not in _DTYPES]:
-        what = "an 8-bit float checkpoint: give the 16-bit original" if "F8_" in odd[0] else "not weights as trained"
+def select(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> Presented:
+    """The tensors as they are without quantisation, and without those known to be redundant. Raises UnsupportedError for a
+    stored type that cannot be read."""
+    presented = quantised.present(config, infos)
+    redundant = checkpoint.redundant(arch.find(config), config, presented.infos)
+    kept = {name: info for name, info in presented.infos.items() if name not in redundant}
+    odd = [
+        f"{name} is {info.dtype}" for name, info in kept.items() if info.dtype not in _DTYPES and name not in presented.packed
+    ]
+    if odd:
+        what = "and config.json says nothing of a quantisation" if "quantization_config" not in config else "without scales"
         known = ", ".join(_DTYPES)
-        raise UnsupportedError(f"stored types other than {known} are not supported ({what}): {'; '.join(odd[:5])}")
-    return kept, {name: spans[name] for name in kept if name in spans}
+        raise UnsupportedError(f"stored types other than {known} are not supported {what}: {'; '.join(odd[:5])}")
+    return replace(presented, infos=kept)
 
 
 def read_header(length: bytes, read: Any, size: int, shard: str) -> tuple[int, dict[str, Any]]:
@@ -251,7 +255,7 @@ def _is_entry(entry: Any) -> bool:
 
 def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> tuple[TensorInfo, Span]:
     shape, (begin, end), dtype = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
-    itemsize, decode = _DTYPES.get(dtype, (0, _f32))
+    itemsize, decode = _DTYPES.get(dtype, (_CODES.get(dtype, 0), _f32))
     rows, width = (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
     if itemsize and rows * width * itemsize != end - begin:
         raise SourceError(f"{path.name}: {name} {dtype} {list(shape)} cannot fill {end - begin} bytes; fetch it again")
@@ -267,9 +271,10 @@ def reconstruct(config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     dtype = _TORCH.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
     with torch.device("meta"):
         build = getattr(transformers, arch.AUTO_CLASS[arch.find(config).kind])
-        model = build.from_config(transformers.AutoConfig.for_model(**config))
+        plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        model = build.from_config(transformers.AutoConfig.for_model(**plain))
     itemsize = _DTYPES[dtype][0]
     found = {
         name: TensorInfo(name, tuple(value.shape), dtype, value.numel() * itemsize) for name, value in model.named_parameters()
     }
-    return select(config, found, {})[0]
+    return dict(select({**config, "quantization_config": None}, found).infos)

@@ -70,7 +70,7 @@ def describe(rest: str, *, cache: Path | None = None) -> Snapshot:
     with _explained(where):
         infos = _headers(repo, commit, list(weights))
     config = folder.read_json(place / "config.json")
-    declared = folder.reconstruct(config) if infos is None else folder.select(config, infos, {})[0]
+    declared = folder.reconstruct(config) if infos is None else folder.select(config, infos).infos
     tensors = RemoteTensors(declared, tuple(missing), cache)
     found = _pinned(folder.describe(place, where, tensors), repo, commit)
     return replace(found, download_bytes=sum(missing.values()), reconstructed=infos is None)

@@ -61,5 +61,8 @@ def load(place: Path, config: Mapping[str, Any]) -> PickledTensors:
         name: TensorInfo(name, tuple(value.shape), _DTYPES.get(str(value.dtype), str(value.dtype)), value.nbytes)
         for name, value in tensors.items()
     }
-    kept, _ = folder.select(config, infos, {})
+    presented = folder.select(config, infos)
+    if presented.packed:
+        raise UnsupportedError(f"{names[0]}: a quantised checkpoint is read from safetensors only; load it and save it as such")
+    kept = presented.infos
     return PickledTensors(kept, {name: tensors[name] for name in kept}, tuple(place / name for name in names))
