@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,11 @@ from quantkit.values import F32, U8
 
 def decode(raw: U8, kind: str) -> F32:
     """Bytes of "F8_E4M3" or "F8_E5M2" as float32, in their shape."""
-    found: F32 = _table(kind)[raw]
-    return found
+    return np.asarray(_table(kind)[raw], np.float32)
 
 
 @cache
-def _table(kind: str) -> F32:
+def _table(kind: str) -> Any:
     mantissa, bias = (3, 7) if kind == "F8_E4M3" else (2, 15)
     codes = np.arange(256)
     fraction, exponent = codes & ((1 << mantissa) - 1), (codes & 0x7F) >> mantissa

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quantkit.kernels.balance import balance_levels
+from quantkit.kernels.balance import balance_levels, fill_worths
 from quantkit.kernels.halves import TINY, covering_half, from_half, near_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
@@ -139,7 +139,8 @@ def encode(rows, costs, means, out):
     ones = np.ones(BLOCK, np.float32)
     quants = np.empty((rows.shape[1], BLOCK), np.uint8)
     steps = np.empty(rows.shape[1], np.float32)
-    scratch = np.empty((2, *means.shape), np.float32)
+    scratch = np.empty((3, *means.shape), np.float32)
+    fill_worths(costs, means, scratch[2])
     for row in range(rows.shape[0]):
         for block in range(rows.shape[1]):
             x = rows[row, block]
@@ -152,7 +153,7 @@ def encode(rows, costs, means, out):
             steps[block] = from_half(bits)
             round_levels(x, steps[block], quants[block])
         if means.size > 0:
-            balance_levels(rows[row], quants, steps, IQ4, costs, means, scratch[0], scratch[1])
+            balance_levels(rows[row], quants, steps, IQ4, scratch[2], means, scratch[0], scratch[1])
         for block in range(rows.shape[1]):
             store_codes(quants[block].view(np.uint64), False, out[row, block], 1)
 
@@ -205,7 +206,9 @@ def encode_superblocks(rows, costs, means, out):
     blocks = rows.shape[1] * 8
     quants = np.empty((rows.shape[1], 8, BLOCK), np.uint8)
     steps = np.empty(blocks, np.float32)
-    scratch = np.empty((2, blocks if means.size > 0 else 0, BLOCK), np.float32)
+    scratch = np.empty((3, blocks if means.size > 0 else 0, BLOCK), np.float32)
+    if means.size > 0:
+        fill_worths(costs.reshape(blocks, BLOCK), means.reshape(blocks, BLOCK), scratch[2])
     for row in range(rows.shape[0]):
         for block in range(rows.shape[1]):
             x = rows[row, block]
@@ -241,8 +244,8 @@ def encode_superblocks(rows, costs, means, out):
                 round_levels(x[j], steps[8 * block + j], quants[block, j])
         if means.size > 0:
             flat, flat_quants = rows[row].reshape(blocks, BLOCK), quants.reshape(blocks, BLOCK)
-            flat_costs, flat_means = costs.reshape(blocks, BLOCK), means.reshape(blocks, BLOCK)
-            balance_levels(flat, flat_quants, steps, IQ4, flat_costs, flat_means, scratch[0], scratch[1])
+            flat_means = means.reshape(blocks, BLOCK)
+            balance_levels(flat, flat_quants, steps, IQ4, scratch[2], flat_means, scratch[0], scratch[1])
         for block in range(rows.shape[1]):
             for j in range(8):
                 for i in range(16):
@@ -292,7 +295,8 @@ def encode_fp4(rows, costs, means, out):
     ones = np.ones(BLOCK, np.float32)
     quants = np.empty((rows.shape[1], BLOCK), np.uint8)
     steps = np.empty(rows.shape[1], np.float32)
-    scratch = np.empty((2, *means.shape), np.float32)
+    scratch = np.empty((3, *means.shape), np.float32)
+    fill_worths(costs, means, scratch[2])
     for row in range(rows.shape[0]):
         for block in range(rows.shape[1]):
             x = rows[row, block]
@@ -311,7 +315,7 @@ def encode_fp4(rows, costs, means, out):
             for i in range(BLOCK):
                 quants[block, i] = index_fp4(x[i] * inverse)
         if means.size > 0:
-            balance_levels(rows[row], quants, steps, FP4, costs, means, scratch[0], scratch[1])
+            balance_levels(rows[row], quants, steps, FP4, scratch[2], means, scratch[0], scratch[1])
         for block in range(rows.shape[1]):
             for i in range(16):
                 out[row, block, 1 + i] = _FP4_CODES[quants[block, i]] | (_FP4_CODES[quants[block, 16 + i]] << 4)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, any_coarse, extremes, search, storable_scale, weight_sums
-from quantkit.kernels.balance import balance
+from quantkit.kernels.balance import balance, fill_worths
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes
@@ -81,7 +81,8 @@ def encode(rows, costs, means, top, trials, phases, out):
     few = np.empty(BLOCK, np.uint8)
     words = few.view(np.uint64)
     quants = np.empty((means.shape[0], BLOCK), np.uint8)
-    scratch = np.empty((2, *means.shape), np.float32)
+    scratch = np.empty((3, *means.shape), np.float32)
+    fill_worths(costs, means, scratch[2])
     fifths = out.shape[2] > 10
     for row in range(rows.shape[0]):
         for block in range(lows.size):
@@ -121,7 +122,7 @@ def encode(rows, costs, means, top, trials, phases, out):
             for block in range(lows.size):
                 round_codes(rows[row, block], lows[block], scales[block], top, quants[block])
                 scales[block] = from_half(np.int32(scale_halves[block]))
-            balance(rows[row], quants, scales, lows, top, costs, means, scratch[0], scratch[1])
+            balance(rows[row], quants, scales, lows, top, scratch[2], means, scratch[0], scratch[1])
             for block in range(lows.size):
                 out[row, block, 0] = scale_halves[block]
                 out[row, block, 1] = offset_halves[block]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, extremes, search, weight_sums
-from quantkit.kernels.balance import balance
+from quantkit.kernels.balance import balance, fill_worths
 from quantkit.kernels.halves import TINY, covering_half, from_half, near_half
 from quantkit.kernels.jit import kernel
 
@@ -111,7 +111,9 @@ def encode(rows, costs, means, top, trials, phases, out):
     steps = np.empty(blocks, np.float32)
     offsets = np.empty(blocks, np.float32)
     table = np.empty((4, 64), np.float32)
-    scratch = np.empty((2, blocks if means.size > 0 else 0, BLOCK), np.float32)
+    scratch = np.empty((3, blocks if means.size > 0 else 0, BLOCK), np.float32)
+    if means.size > 0:
+        fill_worths(costs.reshape(blocks, BLOCK), means.reshape(blocks, BLOCK), scratch[2])
     for row in range(rows.shape[0]):
         for block in range(rows.shape[1]):
             x = rows[row, block]
@@ -145,8 +147,8 @@ def encode(rows, costs, means, top, trials, phases, out):
             pack_codes(codes, target)
         if means.size > 0:
             flat, flat_quants = rows[row].reshape(blocks, BLOCK), quants.reshape(blocks, BLOCK)
-            flat_costs, flat_means = costs.reshape(blocks, BLOCK), means.reshape(blocks, BLOCK)
-            balance(flat, flat_quants, steps, offsets, top, flat_costs, flat_means, scratch[0], scratch[1])
+            flat_means = means.reshape(blocks, BLOCK)
+            balance(flat, flat_quants, steps, offsets, top, scratch[2], flat_means, scratch[0], scratch[1])
         for block in range(rows.shape[1]):
             pack_quants(quants[block], out[row, block])
 

@@ -5,7 +5,7 @@ The sixteen blocks are worked on side by side, one per vector lane: element i of
 
 import numpy as np
 
-from quantkit.kernels.balance import balance
+from quantkit.kernels.balance import balance, fill_worths
 from quantkit.kernels.halves import TINY, covering_half, from_half, near_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.superblock6 import BLOCK, total, transpose
@@ -235,7 +235,9 @@ def encode(rows, costs, in_lanes, means, trials, phases, out):
     quants = np.empty((blocks, 256), np.uint8)
     steps = np.empty((blocks, 16), np.float32)
     offsets = np.empty((blocks, 16), np.float32)
-    scratch = np.empty((2, 16 * means.shape[0], BLOCK), np.float32)
+    scratch = np.empty((3, 16 * means.shape[0], BLOCK), np.float32)
+    if means.size > 0:
+        fill_worths(costs.reshape(16 * blocks, BLOCK), means.reshape(16 * blocks, BLOCK), scratch[2])
     for row in range(rows.shape[0]):
         for block in range(blocks):
             transpose(rows[row, block], lanes)
@@ -295,8 +297,8 @@ def encode(rows, costs, in_lanes, means, trials, phases, out):
             pack(quants[block], codes, minimum_codes, step_bits, minimum_bits, out[row, block])
         if means.size > 0:
             x, flat = rows[row].reshape(16 * blocks, BLOCK), quants.reshape(16 * blocks, BLOCK)
-            flat_costs, flat_means = costs.reshape(16 * blocks, BLOCK), means.reshape(16 * blocks, BLOCK)
+            flat_means = means.reshape(16 * blocks, BLOCK)
             flat_steps, flat_offsets = steps.reshape(16 * blocks), offsets.reshape(16 * blocks)
-            balance(x, flat, flat_steps, flat_offsets, _TOP, flat_costs, flat_means, scratch[0], scratch[1])
+            balance(x, flat, flat_steps, flat_offsets, _TOP, scratch[2], flat_means, scratch[0], scratch[1])
             for block in range(blocks):
                 pack_quants(quants[block], out[row, block, 16:80])

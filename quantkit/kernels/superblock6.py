@@ -7,7 +7,7 @@ additions.
 
 import numpy as np
 
-from quantkit.kernels.balance import balance
+from quantkit.kernels.balance import balance, fill_worths
 from quantkit.kernels.halves import TINY, covering_half, from_half, near_half, to_half
 from quantkit.kernels.jit import kernel
 
@@ -225,7 +225,9 @@ def encode(rows, costs, in_lanes, means, reach, scale_reach, first, between, tri
     quants = np.empty((blocks, 256), np.uint8)
     steps = np.empty((blocks, 16), np.float32)
     offsets = np.empty((blocks, 16), np.float32)
-    scratch = np.empty((2, 16 * means.shape[0], BLOCK), np.float32)
+    scratch = np.empty((3, 16 * means.shape[0], BLOCK), np.float32)
+    if means.size > 0:
+        fill_worths(costs.reshape(16 * blocks, BLOCK), means.reshape(16 * blocks, BLOCK), scratch[2])
     few = reach < np.float32(8)
     thorough = few and costs.size > 0
     for row in range(rows.shape[0]):
@@ -277,10 +279,10 @@ def encode(rows, costs, in_lanes, means, reach, scale_reach, first, between, tri
             order_codes(rounded, reach, quants[block])
         if means.size > 0:
             x, flat = rows[row].reshape(16 * blocks, BLOCK), quants.reshape(16 * blocks, BLOCK)
-            flat_costs, flat_means = costs.reshape(16 * blocks, BLOCK), means.reshape(16 * blocks, BLOCK)
+            flat_means = means.reshape(16 * blocks, BLOCK)
             flat_steps, flat_offsets = steps.reshape(16 * blocks), offsets.reshape(16 * blocks)
             top = _TWO * reach - _ONE
-            balance(x, flat, flat_steps, flat_offsets, top, flat_costs, flat_means, scratch[0], scratch[1])
+            balance(x, flat, flat_steps, flat_offsets, top, scratch[2], flat_means, scratch[0], scratch[1])
         for block in range(blocks):
             if few:
                 pack3(quants[block], codes[block], halves[block], out[row, block])

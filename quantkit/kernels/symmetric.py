@@ -3,7 +3,7 @@
 import numpy as np
 
 from quantkit.kernels.affine import BLOCK, any_coarse, storable_scale
-from quantkit.kernels.balance import balance
+from quantkit.kernels.balance import balance, fill_worths
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
 from quantkit.kernels.packing import store_codes, store_word
@@ -116,7 +116,8 @@ def encode(rows, costs, means, reach, targets, nudges, out):
     few = np.empty(BLOCK, np.uint8)
     words = few.view(np.uint64)
     quants = np.empty((means.shape[0], BLOCK), np.uint8)
-    scratch = np.empty((2, *means.shape), np.float32)
+    scratch = np.empty((3, *means.shape), np.float32)
+    fill_worths(costs, means, scratch[2])
     fifths = out.shape[2] > 9
     for row in range(rows.shape[0]):
         find_peaks(bits[row], peaks)
@@ -145,7 +146,7 @@ def encode(rows, costs, means, reach, targets, nudges, out):
                 steps[block] = from_half(np.int32(halves[block]))
                 scales[block] = -reach * steps[block]
             top = _TWO * reach - _ONE
-            balance(rows[row], quants, steps, scales, top, costs, means, scratch[0], scratch[1])
+            balance(rows[row], quants, steps, scales, top, scratch[2], means, scratch[0], scratch[1])
             for block in range(peaks.size):
                 out[row, block, 0] = halves[block]
                 store_codes(quants[block].view(np.uint64), fifths, out[row, block], 1)

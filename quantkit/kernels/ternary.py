@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quantkit.kernels.balance import balance
+from quantkit.kernels.balance import balance, fill_worths
 from quantkit.kernels.codebook import find_peak
 from quantkit.kernels.halves import TINY, from_half, to_half
 from quantkit.kernels.jit import kernel
@@ -55,7 +55,8 @@ def encode(rows, costs, means, out):
     ones = np.ones(256, np.float32)
     quants = np.empty((rows.shape[1], 256), np.uint8)
     steps, offsets = np.empty(rows.shape[1], np.float32), np.empty(rows.shape[1], np.float32)
-    scratch = np.empty((2, *means.shape), np.float32)
+    scratch = np.empty((3, *means.shape), np.float32)
+    fill_worths(costs, means, scratch[2])
     for row in range(rows.shape[0]):
         for block in range(rows.shape[1]):
             x = rows[row, block]
@@ -68,7 +69,7 @@ def encode(rows, costs, means, out):
             out[row, block, out.shape[2] - 2] = bits & 255
             out[row, block, out.shape[2] - 1] = bits >> 8
         if means.size > 0:
-            balance(rows[row], quants, steps, offsets, _TWO, costs, means, scratch[0], scratch[1])
+            balance(rows[row], quants, steps, offsets, _TWO, scratch[2], means, scratch[0], scratch[1])
         for block in range(rows.shape[1]):
             if out.shape[2] == 66:
                 pack_quants(quants[block], out[row, block])

@@ -29,16 +29,11 @@ def describe(path: Path, uri: str) -> Snapshot:
     """The checkpoint in a GGUF file, from its header. Raises SourceError, WeightError, UnsupportedError."""
     if not path.is_file():
         raise SourceError(f"no such file: {path}")
-    header = gguf_kv.read(path)
-    kv = header.values()
-    if kv.get("split.count", 0) > 1:
-        raise UnsupportedError(
-            f"{path.name} is part {kv.get('split.no', 0) + 1} of {kv['split.count']}: "
-            "merge the parts first with `llama-gguf-split --merge`"
-        )
+    parts = {part: gguf_kv.read(part) for part in _parts(path, gguf_kv.read(path).values())}
+    kv = next(iter(parts.values())).values()
     name = gguf_kv.require(kv, "general.architecture")
     architecture = arch.find_gguf(name, experts=bool(kv.get(f"{name}.expert_count")))
-    spans, infos = _tensors(path, header)
+    spans, infos = _all_tensors(parts)
     extra = {name: _whole(spans.pop(name)) for name in gguf_tensors.EXTRA if infos.pop(name, None)}
     config = gguf_config.decode(architecture, kv, extra)
     config["tie_word_embeddings"] = "output.weight" not in infos
@@ -57,6 +52,39 @@ def describe(path: Path, uri: str) -> Snapshot:
         tokenizer=_tokenizer(kv),
         licence=_licence(kv, path.parent),
     )
+
+
+def _parts(path: Path, kv: Mapping[str, Any]) -> list[Path]:
+    """All parts of a split file, the one with the metadata first. Raises SourceError for those that are not there."""
+    count = int(kv.get("split.count", 0))
+    if count < 2:
+        return [path]
+    named = re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.gguf", path.name)
+    if named is None:
+        raise SourceError(f"{path.name} is one of {count} parts and is not named like one: NAME-00001-of-{count:05}.gguf")
+    parts = [path.with_name(f"{named[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    if absent := [part.name for part in parts if not part.is_file()]:
+        raise SourceError(f"{path.name} is one of {count} parts; not there: {', '.join(absent)}; fetch them into its folder")
+    return parts
+
+
+def _all_tensors(parts: Mapping[Path, gguf_kv.Header]) -> tuple[dict[str, Span], dict[str, TensorInfo]]:
+    """Spans and infos of all parts. Raises SourceError where they are not parts of one file, each in its place."""
+    spans, infos = dict[str, Span](), dict[str, TensorInfo]()
+    for number, (part, header) in enumerate(parts.items()):
+        kv = header.values()
+        if (kv.get("split.no", 0), kv.get("split.count", 1) or 1) != (number, len(parts)):
+            said = f"part {kv.get('split.no', 0) + 1} of {kv.get('split.count', 1)}"
+            raise SourceError(f"{part.name} says that it is {said}; fetch it again")
+        found, described = _tensors(part, header)
+        if twice := spans.keys() & found.keys():
+            raise SourceError(f"{part.name} holds {min(twice)}, which another part holds too; fetch the parts again")
+        spans |= found
+        infos |= described
+    wanted = next(iter(parts.values())).values().get("split.tensors.count", len(spans))
+    if len(parts) > 1 and wanted != len(spans):
+        raise SourceError(f"{next(iter(parts)).name}: its parts hold {len(spans)} tensors, {wanted} are said; fetch them again")
+    return spans, infos
 
 
 def _tokenizer(kv: Mapping[str, Any]) -> Tokenizer | None:

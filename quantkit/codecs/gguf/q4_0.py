@@ -9,9 +9,7 @@ from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
-TARGETS = np.concatenate(
-    [[-8], -np.linspace(6.2, 8.9, 8), -np.geomspace(10, 18, 4), np.geomspace(5.5, 9.5, 3)], dtype=np.float32
-)
+TARGETS = np.concatenate([[-8], -np.linspace(6.4, 8.8, 6), -np.geomspace(10, 17, 3), [7, 8.6]], dtype=np.float32)
 """Codes at which the search puts a block's peak."""
 
 NUDGES = np.array([0.97, 1.03], np.float32)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import DECODERS, ENCODERS, TRANSDUCERS
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from quantkit import source
 from quantkit.codecs.gguf import codecs
@@ -78,9 +81,6 @@ def test_bytes_depend_neither_on_threads_nor_on_folders(pico, tmp_path):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_llama_cpp_runs_the_file_as_transformers_the_checkpoint(pico, tmp_path, name):
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(pico(name), dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, 64)
     with torch.no_grad():
@@ -102,7 +102,6 @@ def test_llama_cpp_runs_the_file_as_transformers_the_checkpoint(pico, tmp_path, 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_llama_cpp_embeds_as_transformers_does(pico, tmp_path, name):
-    torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(pico(name), dtype=torch.float32).eval()
@@ -134,7 +133,6 @@ def cosine(one, two):
 
 @pytest.mark.parametrize("name", TRANSDUCERS)
 def test_llama_cpp_decodes_what_it_encoded_as_transformers_does(pico, tmp_path, name):
-    torch = pytest.importorskip("torch")
     from transformers import AutoModelForSeq2SeqLM
 
     model = AutoModelForSeq2SeqLM.from_pretrained(pico(name), dtype=torch.float32).eval()
@@ -208,3 +206,50 @@ def poke(path, name, row, value):
     offset = 8 + length + info["data_offsets"][0] + 4 * row * info["shape"][1]
     data[offset : offset + 4] = struct.pack("<f", value)
     path.write_bytes(data)
+
+
+def test_a_checkpoint_with_fused_experts_gives_the_same_bytes(pico, tmp_path):
+    place = Path(shutil.copytree(pico("qwen3_moe"), tmp_path / "fused"))
+    tensors = load_file(place / "model.safetensors")
+    experts = sorted({int(name.split(".")[5]) for name in tensors if ".mlp.experts." in name})
+    for layer in sorted({name.split(".")[2] for name in tensors if ".mlp.experts." in name}):
+        stem = f"model.layers.{layer}.mlp.experts"
+        gate, up, down = (
+            [tensors.pop(f"{stem}.{expert}.{part}_proj.weight") for expert in experts] for part in ("gate", "up", "down")
+        )
+        tensors[f"{stem}.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gate, up, strict=True)])
+        tensors[f"{stem}.down_proj"] = torch.stack(down)
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    for kind in ("Q4_K_M", "Q8_0"):
+        apart, fused = (write(folder, kind, tmp_path / name)[1] for name, folder in (("a", pico("qwen3_moe")), ("b", place)))
+        assert apart.path.read_bytes() == fused.path.read_bytes()
+
+
+@pytest.mark.parametrize("config_says", [513, 512])
+def test_an_added_row_makes_no_difference(pico, tmp_path, config_says):
+    """As Alpaca did: one token more than Llama has, so that the rows are no multiple of anything."""
+    place = Path(shutil.copytree(pico("llama"), tmp_path / "alpaca"))
+    tensors = load_file(place / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    tensors[name] = torch.cat([tensors[name], tensors[name].mean(0, keepdim=True)])
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    definition = json.loads((place / "tokenizer.json").read_text())
+    count = len(definition["model"]["vocab"])
+    pad = {**definition["added_tokens"][0], "id": count, "content": "[PAD]"}
+    definition["added_tokens"].append(pad)
+    (place / "tokenizer.json").write_text(json.dumps(definition))
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"vocab_size": config_says}))
+    if config_says != len(tensors[name]):
+        with pytest.raises(WeightError, match=r"embed_tokens.weight is \[513, 256\], config.json says \[512, 256\]"):
+            source.describe(str(place))
+        return
+    _, artefact = write(place, "Q4_K_M", tmp_path / "out")
+    runner = llama_cpp.open_runner(artefact.path, context=64, threads=1, exact=True)
+    found = runner.logits([5, 6, 7])
+    runner.close()
+    assert found.shape == (3, 513)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = model(torch.tensor([[5, 6, 7]])).logits[0].numpy()
+    assert np.square(found - wanted).sum() / np.square(wanted).sum() < 0.05
