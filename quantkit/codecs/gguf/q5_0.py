@@ -9,7 +9,7 @@ from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
 
-TARGETS = np.concatenate([[-16], -np.linspace(13, 17.2, 7), -np.geomspace(19, 26, 2), [13, 16.7]], dtype=np.float32)
+TARGETS = np.concatenate([[-16], -np.linspace(13, 17.2, 7), -np.geomspace(18.8, 28, 3), [13, 16.7]], dtype=np.float32)
 """Codes at which the search puts a block's peak."""
 
 NUDGES = np.array([0.98, 1.02], np.float32)
