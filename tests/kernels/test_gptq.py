@@ -117,8 +117,8 @@ def test_the_factor_is_numpys(pool: Executor) -> None:
 def test_damping_rises_until_there_is_a_factor(pool: Executor) -> None:
     dice = np.random.default_rng(0)  # of rank 20: rounding in float32 is a larger part than the damping
     batches = [(dice.standard_normal((500, 20)) @ dice.standard_normal((20, 300))).astype(np.float32)]
-    factor = hessian.factor(batches, 1e-9, pool)
-    assert factor.damping in (1e-8, 1e-7, 1e-6)
+    factor = hessian.factor(batches, 1e-7, pool)
+    assert factor.damping > 1e-7
     with pytest.raises(ValueError, match=r"no Cholesky factor of H \(300 columns"):
         hessian.factor([np.full((4, 300), np.nan, np.float32)], 0.01, pool)
 
