@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from quantkit import modules, source, walk
+from quantkit import heads, modules, source, walk
 from quantkit.calibration import importance
+from quantkit.calibration.corpus import Sequences
 from quantkit.progress import silent
 
 MODELS = ("mixtral", "qwen3_moe", "gpt_neox", "gpt2", "phi3", "gemma3", "falcon-new", "stablelm-12b")
@@ -21,7 +22,7 @@ def test_the_walk_gives_the_model_s_own_logits(pico, name):
     with torch.no_grad():
         wanted = model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     hidden = walk.walk(snapshot.config, snapshot.weights, tokens, threads=2)
-    head = walk.head(snapshot.config, snapshot.weights, threads=1)
+    head = heads.project(snapshot.config, snapshot.weights, threads=1)
     found = np.stack([head(states) for states in hidden])
     assert np.allclose(found, wanted, atol=2e-4 * abs(wanted).max())
 
@@ -34,7 +35,8 @@ def test_every_expert_s_input_is_seen_under_its_stored_name(pico, name):
     snapshot = source.describe(str(pico(name)))
     tokens = np.random.default_rng(0).integers(3, 500, (2, 24)).astype(np.int32)
     one, two = (
-        importance.measure(snapshot.config, snapshot.weights, tokens, threads=threads, progress=silent) for threads in (1, 2)
+        importance.measure(snapshot.config, snapshot.weights, Sequences(tokens), threads=threads, progress=silent)
+        for threads in (1, 2)
     )
     matrices = {key for key, info in snapshot.weights.infos.items() if len(info.shape) == 2 and ".layers." in key}
     assert one.keys() == matrices
@@ -58,7 +60,8 @@ def test_every_expert_s_input_is_seen_under_its_stored_name(pico, name):
 
 def test_an_expert_that_no_token_reached_gets_what_the_others_saw(pico):
     snapshot = source.describe(str(pico("mixtral")))
-    seen = importance.measure(snapshot.config, snapshot.weights, np.array([[5, 6]], np.int32), threads=1, progress=silent)
+    given = Sequences(np.array([[5, 6]], np.int32))
+    seen = importance.measure(snapshot.config, snapshot.weights, given, threads=1, progress=silent)
     experts = {key: value for key, value in seen.items() if ".layers.0.block_sparse_moe.experts." in key and ".w2." in key}
     unseen = [value for value in experts.values() if value.counts[0] == 0]
     reached = [value.squares for value in experts.values() if value.counts[0]]
