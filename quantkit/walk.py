@@ -11,19 +11,20 @@ number.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import modules, skeleton
+from quantkit import matrices, modules, skeleton, staging
 from quantkit.errors import WeightError
+from quantkit.staging import Replace
 from quantkit.values import F32, Progress, Weights
 
 if TYPE_CHECKING:
@@ -34,9 +35,17 @@ Observe = Callable[[str, F32], None]
 expert of a fused tensor as "weight[3]", with the tokens that it gets. Called from one thread, in an order that does not
 depend on the number of threads."""
 
-Tokens = NDArray[np.int32] | NDArray[np.int64]
 
-_micro = threading.local()  # .seen: what the micro-batch that a thread runs has shown to the observer
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Sequences [rows.start, rows.stop) of the batch, for which `replace` replaces every matrix of a layer, knowing what it
+    meets. Lanes follow each other and end the batch."""
+
+    rows: slice
+    replace: Replace
+
+
+Tokens = NDArray[np.int32] | NDArray[np.int64]
 
 
 def walk(
@@ -48,12 +57,19 @@ def walk(
     threads: int,
     micro_batch: int = 1,
     observe: Observe | None = None,
+    lanes: Sequence[Lane] = (),
+    narrow: bool = False,
+    keep: Path | None = None,
     progress: Progress | None = None,
 ) -> F32:
     """Final hidden states (n, length, width), after the last norm, of token `sequences` (n, length).
 
     decoder_sequences: what an encoder-decoder's decoder is given (n, its length); the states are then the decoder's.
     micro_batch: sequences that one thread runs through a layer together.
+    observe: sees what the sequences outside of lanes meet. lanes: sequences whose weights are replaced layer by layer; the
+    others go through the checkpoint's. narrow: hidden states between layers, and inputs that wait in a lane, are bfloat16.
+    keep: a file for the last layer's output, from which a walk that was stopped goes on; the caller names it after everything
+    that decides the states, and has what `replace` made of the layers before.
     config: a Hugging Face config.json. Raises UnsupportedError for a model_type unknown to transformers, and
     WeightError for a tensor that the model needs and the checkpoint lacks or holds in another shape.
     """
@@ -71,10 +87,11 @@ def walk(
     rest = [name for name in base.state_dict() if not f"{prefix}{name}".startswith(apart)]
     layers = [layer for stack in stacks for layer in stack]
     with skeleton.torch_threads(1), torch.no_grad(), ThreadPoolExecutor(threads) as pool:
-        run = _Run(weights, pool, threads, micro_batch, observe)
+        run = _Run(weights, pool, threads, micro_batch, observe, lanes, narrow, keep, _kept(keep))
         for index, layer in enumerate(layers):
             report = partial(progress, "walk", index + 1, len(layers)) if progress is not None else None
-            layer.forward = partial(_stage, run, layer, layer.forward, f"{names[id(layer)]}.", report)
+            last = any(layer is stack[-1] for stack in stacks)
+            layer.forward = partial(_stage, run, _Layer(layer, layer.forward, f"{names[id(layer)]}.", index, last, report))
         base.load_state_dict(skeleton.tensors(base, rest, weights, prefix), strict=False, assign=True)
         given = {"input_ids": sequences, "decoder_input_ids": decoder_sequences}
         tokens = {name: torch.from_numpy(np.asarray(ids, np.int64)) for name, ids in given.items() if ids is not None}
@@ -89,33 +106,77 @@ class _Run:
     threads: int
     micro_batch: int
     observe: Observe | None
+    lanes: Sequence[Lane]
+    narrow: bool
+    keep: Path | None
+    kept: tuple[int, Any]  # the last layer of an earlier walk and its output; -1 and None
 
 
-def _stage(
-    run: _Run,
-    layer: Any,
-    forward: Callable[..., Any],
-    prefix: str,
-    report: Callable[[], None] | None,
-    hidden: torch.Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """One decoder layer over the whole batch, its weights present only meanwhile."""
-    import torch
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    module: Any
+    forward: Callable[..., Any]
+    prefix: str
+    index: int
+    last: bool
+    report: Callable[[], None] | None
 
-    batch, empty = hidden.shape[0], layer.state_dict()
-    layer.load_state_dict(skeleton.tensors(layer, list(empty), run.weights, prefix), assign=True)
-    hooks = _watch(layer, prefix) if run.observe is not None else []
-    watching = partial(_watch_experts, _experts(layer, prefix)) if run.observe is not None else nullcontext
+
+def _stage(run: _Run, layer: _Layer, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """One layer over the whole batch, its weights present only meanwhile."""
+    done, output = run.kept
+    if layer.index <= done:
+        if layer.index == done:
+            return output
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    batch, empty = hidden.shape[0], layer.module.state_dict()
+
+    def call(part: slice, meet: staging.Meet | None) -> Any:
+        import torch
+
+        positional, named = _split((hidden, *args), batch, part), _split(kwargs, batch, part)
+        matrices.meeting.meet = meet
+        with torch.no_grad(), matrices.watch_experts(experts) if meet is not None else nullcontext():  # for one thread only
+            return layer.forward(positional[0].float(), *positional[1:], **named)
+
+    pieces: dict[int, Any] = {}
+    plain = min((lane.rows.start for lane in run.lanes), default=batch)
+    for lane in (None, *run.lanes):
+        rows = lane.rows if lane else slice(0, plain)
+        parts = [slice(at, min(at + run.micro_batch, rows.stop)) for at in range(rows.start, rows.stop, run.micro_batch)]
+        if not parts:
+            continue
+        _load(layer, empty, run.weights)
+        experts = matrices.experts(layer.module, layer.prefix)
+        hooks = matrices.watch(layer.module, layer.prefix) if lane or run.observe else []
+        found = _replaced(run, layer, lane, parts, call) if lane else _observed(run, parts, call)
+        pieces |= {part.start: piece for part, piece in zip(parts, found, strict=True)}
+        for hook in hooks:
+            hook.remove()
+    layer.module.load_state_dict(empty, assign=True)
+    output = _join([pieces[start] for start in sorted(pieces)], run.narrow and not layer.last)
+    if run.keep is not None:
+        _keep(run.keep, layer.index, output)
+    if layer.report is not None:
+        layer.report()
+    return output
+
+
+def _load(layer: _Layer, names: Mapping[str, Any], weights: Weights) -> None:
+    layer.module.load_state_dict(skeleton.tensors(layer.module, list(names), weights, layer.prefix), assign=True)
+
+
+def _observed(run: _Run, parts: Sequence[slice], call: Callable[[slice, staging.Meet | None], Any]) -> list[Any]:
+    """Outputs of micro-batches under the weights as they are, what they met shown to the observer in order."""
 
     def one(part: slice) -> tuple[Any, list[tuple[str, F32]]]:
-        _micro.seen = []
-        positional, named = _split((hidden, *args), batch, part), _split(kwargs, batch, part)
-        with torch.no_grad(), watching():  # both hold for one thread only
-            return forward(*positional, **named), _micro.seen
+        seen: list[tuple[str, F32]] = []
 
-    parts = [slice(start, start + run.micro_batch) for start in range(0, batch, run.micro_batch)]
+        def meet(name: str, x: torch.Tensor) -> None:
+            seen.append((name, x.reshape(-1, x.shape[-1]).numpy()))
+
+        return call(part, meet if run.observe else None), seen
+
     pieces = []
     for start in range(0, len(parts), run.threads):  # no more at a time: what was seen is held until it is observed
         for piece, seen in run.pool.map(one, parts[start : start + run.threads]):
@@ -123,12 +184,53 @@ def _stage(
             if run.observe is not None:
                 for name, x in seen:
                     run.observe(name, x)
-    for hook in hooks:
-        hook.remove()
-    layer.load_state_dict(empty, assign=True)
-    if report is not None:
-        report()
-    return _join(pieces)
+    return pieces
+
+
+def _replaced(
+    run: _Run, layer: _Layer, lane: Lane, parts: Sequence[slice], call: Callable[[slice, staging.Meet | None], Any]
+) -> list[Any]:
+    """Outputs of a lane's micro-batches, every matrix replaced before it is used."""
+    experts = list(matrices.experts(layer.module, layer.prefix).values())
+
+    def get(name: str) -> F32:
+        return matrices.weight(layer.module, layer.prefix, name).numpy().copy()
+
+    def put(name: str, weights: F32) -> None:
+        matrices.weight(layer.module, layer.prefix, name).copy_(torch.from_numpy(weights))
+
+    import torch
+
+    groups = staging.sharing(partial(call, parts[0]))
+    with torch.no_grad():
+        return staging.run(
+            [partial(call, part) for part in parts],
+            groups,
+            lane.replace,
+            get,
+            put,
+            order=matrices.order(groups, experts),
+            narrow=run.narrow,
+            threads=run.threads,
+        )
+
+
+def _keep(path: Path, index: int, output: Any) -> None:
+    """Save a layer's output in the place of the last one's, at once."""
+    import torch
+
+    temporary = path.with_name(f"{path.name}.partial")
+    torch.save({"layer": index, "output": output}, temporary)
+    temporary.replace(path)
+
+
+def _kept(path: Path | None) -> tuple[int, Any]:
+    import torch
+
+    if path is None or not path.is_file():
+        return -1, None
+    found = torch.load(path, weights_only=True)
+    return found["layer"], found["output"]
 
 
 def _split(value: Any, batch: int, part: slice) -> Any:
@@ -148,15 +250,21 @@ def _split(value: Any, batch: int, part: slice) -> Any:
     return value
 
 
-def _join(pieces: list[Any]) -> Any:
+def _join(pieces: list[Any], narrow: bool) -> Any:
     """The batch's output from its micro-batches': a tensor, or a tuple with the hidden states first, whose other items are
     alike for all sequences (T5's position bias): of them one sequence's is kept."""
     import torch
 
     if isinstance(pieces[0], tuple):
         rest = (item[:1] if isinstance(item, torch.Tensor) else item for item in pieces[0][1:])
-        return (torch.cat([piece[0] for piece in pieces]), *rest)
-    return torch.cat(pieces)
+        return (_cat([piece[0] for piece in pieces], narrow), *rest)
+    return _cat(pieces, narrow)
+
+
+def _cat(pieces: list[torch.Tensor], narrow: bool) -> torch.Tensor:
+    import torch
+
+    return torch.cat([piece.to(torch.bfloat16) if narrow else piece for piece in pieces])
 
 
 def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
@@ -179,39 +287,3 @@ def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: 
     found: torch.Tensor = forward(index)
     embedding.weight = empty
     return found
-
-
-def _watch(layer: Any, prefix: str) -> list[Any]:
-    import torch
-
-    def see(name: str, _: Any, inputs: tuple[Any, ...]) -> None:
-        _micro.seen.append((name, inputs[0].reshape(-1, inputs[0].shape[-1]).numpy()))
-
-    matrices = [(name, m) for name, m in layer.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2]
-    return [
-        matrix.register_forward_pre_hook(partial(see, f"{prefix}{name}.weight"))
-        for name, matrix in matrices
-        if not isinstance(matrix, torch.nn.Embedding)  # T5's position bias: it meets no activations
-    ]
-
-
-def _experts(layer: Any, prefix: str) -> dict[int, str]:
-    """Address of every expert's matrix -> its name: "mlp.experts.gate_up_proj[3]"."""
-    stacks = [(name, parameter) for name, parameter in layer.named_parameters() if parameter.ndim == 3]
-    return {stack[expert].data_ptr(): f"{prefix}{name}[{expert}]" for name, stack in stacks for expert in range(stack.shape[0])}
-
-
-def _watch_experts(names: Mapping[int, str]) -> Any:
-    """A context in which products with an expert's matrix are seen; the model's code takes them out of one tensor."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            del types
-            if func is torch.nn.functional.linear and args[1].data_ptr() in names:
-                x = args[0].reshape(-1, args[0].shape[-1])
-                _micro.seen.append((names[args[1].data_ptr()], x.numpy()))
-            return func(*args, **(kwargs or {}))
-
-    return Watch() if names else nullcontext()

@@ -9,7 +9,7 @@ LAYERS = [
     {"values", "errors", "plugins", "version", "memory", "progress"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
-    {"walk", "skeleton", "heads", "footprint"},
+    {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
     {"recipe", "recipe_file", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
     {"pipeline", "job", "making", "fitting", "verification", "quality", "baseline", "estimates", "sealing", "doctor", "screen"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +162,94 @@ def test_encoder_and_decoder_are_walked(name: str, pico: Callable[[str], Path]) 
     crossing = {name: rows for name, rows in seen.items() if "EncDecAttention.k" in name or name.startswith("encoder")}
     assert set(crossing.values()) == {asked.size}
     assert {rows for name, rows in seen.items() if name not in crossing and "EncDecAttention.v" not in name} == {answers.size}
+
+
+def coarse(weights: Mapping[str, F32], _: Sequence[F32]) -> dict[str, F32]:
+    return {name: np.round(8 * weight) / 8 for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi3", "opt", "gemma3", "mixtral", "gpt2"])
+def test_a_lane_goes_through_the_weights_that_replace_the_model_s(kind: str, pico: Callable[[str], Path]) -> None:
+    if kind in CONFIGS:
+        config, model, weights = tiny(kind)
+    else:
+        config, model, weights = saved(pico(kind), "AutoModelForCausalLM")
+    tokens = sequences(count=7, length=32)
+    lanes = [walking.Lane(slice(2, 4), lambda *_: {}), walking.Lane(slice(4, 7), coarse)]
+    found = walking.walk(config, weights, tokens, threads=2, micro_batch=2, lanes=lanes)
+    plain = walking.walk(config, weights, tokens, threads=1, micro_batch=2)
+    np.testing.assert_allclose(found[:4], plain[:4], atol=2e-5, rtol=1e-4)
+    base = model.base_model
+    with torch.no_grad():
+        for layer in skeleton.stacks(base)[0]:
+            for parameter in layer.parameters():
+                if parameter.ndim > 1:
+                    parameter.copy_(torch.round(8 * parameter) / 8)
+        expected = base(input_ids=torch.from_numpy(tokens.astype(np.int64))).last_hidden_state.numpy()
+    assert np.abs(expected[:4] - found[:4]).max() > 1e-2
+    np.testing.assert_allclose(found[4:], expected[4:], atol=2e-4, rtol=1e-3)
+
+
+def test_matrices_are_replaced_together_where_they_meet_the_same_input() -> None:
+    config, _, weights = tiny("llama")
+    met: list[tuple[list[str], list[tuple[int, ...]]]] = []
+
+    def replace(matrices: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+        met.append(([name.split(".", 3)[3] for name in matrices], [x.shape for x in inputs]))
+        return {}
+
+    walking.walk(config, weights, sequences(), threads=2, micro_batch=2, lanes=[walking.Lane(slice(0, 5), replace)])
+    attention = ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]
+    groups = [attention, ["self_attn.o_proj.weight"], ["mlp.gate_proj.weight", "mlp.up_proj.weight"], ["mlp.down_proj.weight"]]
+    assert [names for names, _ in met] == 3 * groups
+    assert {tuple(shapes) for names, shapes in met if names == attention} == {((96, 64), (96, 64), (48, 64))}
+
+
+def test_experts_get_the_tokens_that_reach_them(pico: Callable[[str], Path]) -> None:
+    config, _, weights = saved(pico("mixtral"), "AutoModelForCausalLM")
+    tokens, seen = sequences(), dict[str, int]()
+
+    def replace(matrices: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+        for name in matrices:
+            assert name not in seen
+            seen[name] = sum(len(x) for x in inputs)
+        return {}
+
+    walking.walk(config, weights, tokens, threads=2, lanes=[walking.Lane(slice(0, len(tokens)), replace)])
+    for layer in range(2):
+        for stack in ("gate_up_proj", "down_proj"):
+            reached = [count for name, count in seen.items() if f"layers.{layer}." in name and f"{stack}[" in name]
+            assert sum(reached) == config["num_experts_per_tok"] * tokens.size
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_walk_that_was_stopped_goes_on_with_the_next_layer(kind: str, narrow: bool, tmp_path: Path) -> None:
+    config, _, weights = tiny(kind)
+    tokens, made = sequences(), list[str]()
+
+    class Stopped(Exception):
+        pass
+
+    def until(stop: str | None) -> Callable[..., dict[str, F32]]:
+        def replace(matrices: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+            made.extend(matrices)
+            if stop is not None and any(stop in name for name in matrices):
+                raise Stopped
+            return {name: weight + 1e-3 * np.tanh(inputs[0].mean()) for name, weight in matrices.items()}
+
+        return replace
+
+    def walk(stop: str | None, keep: Path | None, threads: int = 2) -> F32:
+        lanes = [walking.Lane(slice(1, 5), until(stop))]
+        return walking.walk(config, weights, tokens, threads=threads, lanes=lanes, narrow=narrow, keep=keep)
+
+    whole = walk(None, None, threads=1)
+    made.clear()
+    with pytest.raises(Stopped):
+        walk("layers.2.self_attn.o_proj", tmp_path / "states")
+    before = set(made)
+    made.clear()
+    assert walk(None, tmp_path / "states").tobytes() == whole.tobytes()
+    assert not any("layers.0." in name or "layers.1." in name for name in made)
+    assert any("layers.1." in name for name in before)

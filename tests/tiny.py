@@ -77,7 +77,7 @@ class StateDict:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
         self.reads.append(name)
-        return np.ascontiguousarray(self.state[name][start:stop])
+        return np.array(self.state[name][start:stop], order="C")
 
     def close(self) -> None:
         self.state.clear()
