@@ -82,4 +82,5 @@ def weight(layer: Any, prefix: str, name: str) -> torch.Tensor:
         found: torch.Tensor = layer.get_parameter(stack).data[int(expert)]
         return found
     module = layer.get_submodule(local.removesuffix(".weight"))
-    return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
+    held: torch.Tensor = module.weight.data
+    return held.T if isinstance(module, Conv1D) else held
