@@ -29,6 +29,7 @@ import llama_cpp as library
 import numpy as np
 from models import open_model
 from numpy.typing import NDArray
+from quantkit.targets import GgufTarget
 
 from quantkit import heads, walk, workspace
 from quantkit.calibration import corpus, importance
@@ -40,7 +41,6 @@ from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE
 from quantkit.progress import silent
-from quantkit.recipe import GgufTarget
 from quantkit.source import text as texts
 from quantkit.values import F32, Artefact, Importance, Snapshot
 

@@ -18,8 +18,8 @@ from quantkit.engines import llama_cpp, llama_cpp_encoder
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
-from quantkit.recipe import GgufTarget
 from quantkit.report import machine
+from quantkit.targets import GgufTarget
 from quantkit.values import F32, Snapshot, TensorInfo, Weights
 
 TARGET = GgufTarget(format="gguf", type="F16")

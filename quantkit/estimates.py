@@ -140,5 +140,5 @@ def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
             share = sum(math.prod(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)
             yield (
                 f"{target.name}: {len(target.fallbacks)} tensors, {100 * share:.0f}% of the weights, cannot have the type that "
-                f"{target.target.type} wants; {target.bits_per_weight:.2f} bits per weight in effect"
+                f"{target.target.label} wants; {target.bits_per_weight:.2f} bits per weight in effect"
             )

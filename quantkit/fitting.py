@@ -26,9 +26,9 @@ def settle(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], asked
 
     Without an evaluation text the measured choice is taken as it is, and the result says that nothing was compared.
     """
-    if plan.target.type != "auto":
+    if plan.target.format != "gguf" or plan.target.type != "auto":
         return plan
-    errors = measure(job, plan, making.importance_of(job, plan.target, observed))
+    errors = measure(job, plan, making.importance_of(job, plan.gguf, observed))
     chosen = layout.allocated(plan, job.snapshot, errors, naming.model_name(job.snapshot))
     if chosen is None:
         return replace(plan, choice=_result("no choice of types fits the size: the stock mixture was kept", {}))
@@ -61,7 +61,7 @@ def measure(job: Job, plan: TargetPlan, weighed: Mapping[str, Importance]) -> di
 
 
 def _measured(job: Job, plan: TargetPlan, weighed: Mapping[str, Importance]) -> dict[str, dict[str, float]]:
-    placed, wish = layout.placements(job.snapshot), layout.wish(plan.target)
+    placed, wish = layout.placements(job.snapshot), layout.wish(plan.gguf)
     tied = not any(row.name == "output.weight" for row in plan.rows)
     free = [
         row

@@ -16,8 +16,8 @@ from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.manifest import FileRecord, ImportanceRecord
 from quantkit.planning import TargetPlan
-from quantkit.recipe import GgufTarget
 from quantkit.source import text
+from quantkit.targets import GgufTarget
 from quantkit.values import Artefact, Importance, Written
 from quantkit.version import __version__
 
@@ -25,7 +25,7 @@ from quantkit.version import __version__
 def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     """HF tensor name -> what calibration saw of its input; empty when no planned target wants it."""
     calibration = job.recipe.calibration
-    if calibration is None or not any(plan.target.calibrated for plan in plans):
+    if calibration is None or not any(plan.target.format == "gguf" and plan.target.calibrated for plan in plans):
         return {}
     given = text.fetch(calibration.text, job.work)
     path = job.work / "importance.npz"
@@ -52,7 +52,7 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
 
 def write(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
     """The planned files, made now."""
-    weighed = importance_of(job, plan.target, observed)
+    weighed = importance_of(job, plan.gguf, observed)
     return writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
 
 
@@ -107,10 +107,10 @@ def write_importance(job: Job, observed: Mapping[str, Importance]) -> Importance
 
 def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
     """The planned file, or the same one of an earlier run."""
-    weighed = importance_of(job, plan.target, observed)
+    weighed = importance_of(job, plan.gguf, observed)
     made_from = workspace.key(
         rows=plan.rows,
-        metadata=layout.metadata(plan.target, plan.digest, job.snapshot),
+        metadata=layout.metadata(plan.gguf, plan.digest, job.snapshot),
         quantkit=__version__,
         importance=digest_of(weighed),
     )

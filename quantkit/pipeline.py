@@ -8,18 +8,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit import baseline, estimates, fitting, making, planning, sealing, source, verification, workspace
+from quantkit import baseline, estimates, fitting, making, planning, sealing, solving, source, verification, workspace
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
 from quantkit.formats.gguf import layout, naming
+from quantkit.formats.gptq import layout as gptq_layout
 from quantkit.job import Job
 from quantkit.manifest import Manifest
-from quantkit.planning import Plan
+from quantkit.planning import Plan, TargetPlan
 from quantkit.progress import silent
 from quantkit.publish import folder
-from quantkit.recipe import GgufTarget, Recipe
+from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
 from quantkit.source import text
+from quantkit.targets import Target
 from quantkit.values import Progress, Snapshot
 
 
@@ -60,8 +62,12 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             observed = making.observe(job, plan.targets)
             importance = making.write_importance(job, observed)
             targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
-            artefacts = [making.make(job, target, observed) for target in targets]
-            results = verification.verify_all(job, targets, artefacts, asked)
+            codes = solving.solve(job, targets)
+            artefacts = [
+                solving.make(job, target, codes[target.name]) if target.name in codes else making.make(job, target, observed)
+                for target in targets
+            ]
+            results = verification.verify_all(job, targets, artefacts, asked, codes)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publish(job, manifest)
@@ -73,7 +79,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     recipe, name = document.recipe, naming.model_name(snapshot)
     for uri in recipe.texts():
         text.verify(uri)
-    targets = tuple(layout.plan(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
+    targets = tuple(plan_target(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
     work = build_folder(document, options)
     needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot, work), options.workers)
     return Plan(
@@ -88,6 +94,13 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
         notes=tuple(estimates.notes(snapshot, targets)),
         missing=tuple(estimates.lacking(recipe, snapshot, targets, needs, work)),
     )
+
+
+def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str) -> TargetPlan:
+    """The plan of one target by its format."""
+    if target.format == "gptq":
+        return gptq_layout.plan(target, digest, snapshot, name)
+    return layout.plan(target, digest, snapshot, name)
 
 
 def publish(job: Job, manifest: Manifest) -> Manifest:
@@ -125,7 +138,7 @@ def build_folder(document: Document, options: Options) -> Path:
     return options.work_dir / document.name
 
 
-def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[GgufTarget, ...]:
+def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[Target, ...]:
     """The targets named by `only`, by name or type; all of them when it is empty. Raises InputError for an unknown name."""
     unknown = [word for word in only if not any(word in (target.name, target.label) for target in recipe.targets)]
     if unknown:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from quantkit.errors import InputError, ResourceError, UnresolvedError
-from quantkit.recipe import GgufTarget
+from quantkit.targets import GgufTarget, GptqTarget, Target
 from quantkit.values import CheckResult, Row
 
 
@@ -28,7 +28,7 @@ class FilePlan:
 class TargetPlan:
     """One artefact to be: a file, or several where it is split."""
 
-    target: GgufTarget
+    target: Target
     digest: str  # of the recipe's values that determine the bytes
     files: tuple[FilePlan, ...]
     bits_per_weight: float  # of the tensors alone
@@ -37,6 +37,18 @@ class TargetPlan:
     @property
     def name(self) -> str:
         return self.target.name
+
+    @property
+    def gguf(self) -> GgufTarget:
+        """The target of a GGUF plan."""
+        assert isinstance(self.target, GgufTarget)
+        return self.target
+
+    @property
+    def gptq(self) -> GptqTarget:
+        """The target of a GPTQ plan."""
+        assert isinstance(self.target, GptqTarget)
+        return self.target
 
     @property
     def file(self) -> str:

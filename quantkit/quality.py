@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -111,7 +112,7 @@ def score(job: Job, path: Path, reference: Reference) -> Scores:
     compare = partial(
         scoring.score,
         reference_hidden=reference.hidden,
-        head=heads.project(job.snapshot.config, job.snapshot.weights, threads=job.threads),
+        head=original_head(job),
         engine=llama_cpp.name(),
         progress=job.progress,
     )
@@ -120,6 +121,11 @@ def score(job: Job, path: Path, reference: Reference) -> Scores:
             return compare(lambda index: runner.logits(tokens[index].tolist()), tokens, first=CHUNK // 2)
     with closing(llama_cpp_encoder.open_transducer(path, context=CHUNK, threads=job.threads)) as transducer:
         return compare(lambda index: transducer.logits(tokens[index].tolist(), answers[index].tolist()), answers, first=0)
+
+
+def original_head(job: Job) -> Callable[[F32], F32]:
+    """From the reference's hidden states to its logits."""
+    return heads.project(job.snapshot.config, job.snapshot.weights, threads=job.threads)
 
 
 def _check_embedding(job: Job, path: Path, reference: Reference, gates: Checks) -> CheckResult:

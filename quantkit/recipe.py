@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-GgufType = Literal[
-    "auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS",
-    "Q4_1", "Q4_0", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "TQ2_0", "TQ1_0",
-]  # fmt: skip
-GGUF_TYPES: tuple[str, ...] = get_args(GgufType)[1:]
-"""llama.cpp's file types."""
-
-TensorType = Literal[
-    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0", "MXFP4", "Q3_K",
-    "Q2_K", "TQ2_0", "TQ1_0",
-]  # fmt: skip
+from quantkit.targets import Target
 
 DEFAULT_TEXT = "builtin:python-docs"
 
@@ -102,98 +91,6 @@ SANITY_CHECKS = Checks(
 )
 """For a run without thresholds of its own: only a broken conversion fails these."""
 
-CheckName = Literal["perplexity", "divergence", "embedding", "latency"]
-
-
-class TokenizerOverride(_Strict):
-    """What a checkpoint does not say of its tokenizer, or says wrongly."""
-
-    pre: str = Field(min_length=1, description="llama.cpp's name of the pre-tokenizer, e.g. llama-bpe")
-
-
-class TypeRule(_Strict):
-    """A type for the tensors whose GGUF name matches: blk.*.ffn_down, token_embd, blk.[0-3].attn_?.weight."""
-
-    match: str = Field(min_length=1, description="shell-style pattern of a GGUF tensor's name, with or without .weight")
-    type: TensorType
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 1 << 10, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
-
-
-def _bytes(value: Any) -> Any:
-    """A size as people write it: 4GB, 95 MB, 1.5GiB, or a number of bytes."""
-    if not isinstance(value, str):
-        return value
-    found = _SIZE.fullmatch(value.strip())
-    if found is None:
-        raise ValueError(f"{value!r} is no size: write 4GB, 95MB, 1.5GiB or a number of bytes")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
-
-Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
-
-
-class GgufTarget(_Strict):
-    """A GGUF file of one of llama.cpp's file types, or of an exact size with types chosen by measured error."""
-
-    format: Literal["gguf"]
-    type: GgufType
-    size: Size | None = Field(None, description="with type: auto, the size of the file: 95MB; never more, within 1 % of it")
-    bits_per_weight: float | None = Field(None, gt=1, le=32, description="with type: auto, instead of a size")
-    imatrix: bool | str = Field(
-        False, description="weight the errors by activations: true for the calibration text's, or an imatrix file's path"
-    )
-    rules: tuple[TypeRule, ...] = Field((), description="types for tensors by name; the first match counts")
-    output: TensorType | None = Field(None, description="type of the output head, or of the embedding that serves as it")
-    token_embd: TensorType | None = Field(None, description="type of the token embedding")
-    pure: bool = Field(False, description="no mixture: the file type's default for every tensor")
-    split: Size | None = Field(None, description="write parts of at most this size: 4GB")
-    tokenizer: TokenizerOverride | None = None
-    checks: dict[CheckName, Literal["report"]] = Field(
-        default_factory=dict, description="checks that only report for this target"
-    )
-
-    @model_validator(mode="after")
-    def _keys_fit_the_type(self) -> GgufTarget:
-        aims = [key for key in ("size", "bits_per_weight") if getattr(self, key) is not None]
-        if self.type == "auto" and len(aims) != 1:
-            raise ValueError("type: auto needs one of size: 95MB and bits_per_weight: 4.5")
-        if self.type != "auto" and aims:
-            raise ValueError(f"{aims[0]} belongs to type: auto; {self.type} has the size that it has")
-        if self.type == "auto" and self.pure:
-            raise ValueError("pure: true means one type for all tensors, type: auto chooses one for each; leave one out")
-        if self.type == "Q2_K_S" and not self.imatrix:
-            raise ValueError("Q2_K_S is made with importance weights only: imatrix: true, or the path of an imatrix file")
-        return self
-
-    @property
-    def pre(self) -> str | None:
-        return self.tokenizer.pre if self.tokenizer else None
-
-    @property
-    def label(self) -> str:
-        """What the file's name says of its type; with rules of its own it is llama.cpp's type with a note."""
-        if self.size:
-            return f"AUTO_{self.size // 10**6}MB" if self.size % 10**6 == 0 else f"AUTO_{self.size}B"
-        if self.bits_per_weight:
-            return f"AUTO_{self.bits_per_weight:g}BPW".replace(".", "_")  # downloaders end a type's name at a dot
-        return self.type
-
-    @property
-    def name(self) -> str:
-        return f"gguf-{self.label}" + ("-imatrix" if self.imatrix else "")
-
-    def budget(self, weights: int) -> int | None:
-        """Most bytes that the file of a model of so many weights may have; None where the type decides."""
-        return int(self.bits_per_weight * weights / 8) if self.bits_per_weight else self.size
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether its importance comes from the recipe's calibration."""
-        return self.imatrix is True
-
 
 class Calibration(_Strict):
     """The text whose activations say which weights matter."""
@@ -226,7 +123,7 @@ class Recipe(_Strict):
     source: str = Field(
         min_length=1, description="hf://org/name@revision, a folder, a .gguf file, file://..., package://module/file.gguf"
     )
-    targets: tuple[GgufTarget, ...]
+    targets: tuple[Target, ...]
     calibration: Calibration | None = None
     checks: Checks | None = Field(
         SANITY_CHECKS, description="false: nothing is measured, and the manifest says so", json_schema_extra=_or(False)
@@ -250,14 +147,14 @@ class Recipe(_Strict):
 
     @field_validator("targets")
     @classmethod
-    def _targets_differ(cls, targets: tuple[GgufTarget, ...]) -> tuple[GgufTarget, ...]:
+    def _targets_differ(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
         if not targets:
             raise ValueError("a recipe makes at least one artefact: - {format: gguf, type: Q4_K_M}")
         names = [target.name for target in targets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the same target twice: {', '.join(twice)}; remove one")
-        labels = [target.label for target in targets]
+        labels = [target.label for target in targets if target.format == "gguf"]
         if same := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two targets would both be the file of {', '.join(same)}; make them by two recipes")
         return targets
@@ -266,12 +163,14 @@ class Recipe(_Strict):
     def _calibration_is_used(self) -> Recipe:
         wanted = [target.name for target in self.targets if target.calibrated]
         if wanted and self.calibration is None:
-            raise ValueError(f"imatrix: true in {', '.join(wanted)} needs a calibration: {{text: ..., tokens: ...}}")
+            raise ValueError(f"{', '.join(wanted)} needs a calibration: {{text: ..., tokens: ...}}")
         if self.calibration is not None and not wanted:
-            raise ValueError("calibration is given and no target uses it; set imatrix: true on one, or remove it")
+            raise ValueError(
+                "calibration is given and no target uses it; set imatrix: true on one, make a gptq target, or remove it"
+            )
         return self
 
-    def digest(self, target: GgufTarget) -> str:
+    def digest(self, target: Target) -> str:
         """sha256 of the values that determine this target's bytes, in canonical JSON."""
         values: dict[str, Any] = {"target": target.model_dump(exclude={"checks"})}
         if target.calibrated and self.calibration is not None:
@@ -287,7 +186,7 @@ class Recipe(_Strict):
         calibration = (self.calibration.text,) if self.calibration else ()
         return calibration + ((self.checks.perplexity.text,) if self.checks else ())
 
-    def gates(self, target: GgufTarget) -> Checks | None:
+    def gates(self, target: Target) -> Checks | None:
         """The recipe's checks with this target's overrides; None when checks are off."""
         if self.checks is None:
             return None

@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -65,13 +65,25 @@ def of_call(
 
 def without_file(source: str, format: str, type: str, out: Path | None, checks: bool) -> Document:
     """The recipe of a run that was given its source and target directly. Raises RecipeError."""
-    recipe: dict[str, Any] = {"source": source, "targets": [{"format": format, "type": type}]}
+    recipe: dict[str, Any] = {"source": source, "targets": [_target(format, type)]}
+    if format == "gptq":
+        recipe["calibration"] = {}
     if not checks:
         recipe["checks"] = False
     if out is not None:
         recipe["publish"] = [{"folder": str(out)}]
     name = "-".join(re.findall(r"[\w.]+", source.rstrip("/").rsplit("/", 1)[-1])) or "model"
     return parse(yaml.safe_dump(recipe, sort_keys=False), f"{name}-{type}".lower(), "the call")
+
+
+def _target(format: str, type: str) -> dict[str, Any]:
+    """A target of a format by the name of its type: Q4_K_M of gguf; W4G128, W3G64-asym, W8 of gptq."""
+    if format != "gptq":
+        return {"format": format, "type": type}
+    found = re.fullmatch(r"w(\d+)(?:g(-?\d+))?(-asym)?", type, re.IGNORECASE)
+    if found is None:
+        raise InputError(f"type {type!r} is none of gptq's: W4G128 (bits and group), W4 (whole rows), W4G128-asym")
+    return {"format": format, "bits": int(found[1]), "group": int(found[2] or -1), "sym": found[3] is None}
 
 
 def parse(text: str, name: str, where: str) -> Document:
@@ -135,6 +147,11 @@ def _fault(where: str, root: yaml.Node | None, item: Any) -> str:
         near = difflib.get_close_matches(str(item["input"]).casefold(), choices, n=1, cutoff=0.5)
         message = f"{item['input']!r} is not one of {item['ctx']['expected']}"
         message += f"; did you mean {choices[near[0]]}?" if near else ""
+    elif item["type"] == "union_tag_invalid":
+        message = f"{item['ctx']['tag']!r} is not one of {item['ctx']['expected_tags']}"
+        path = f"{path}.format"
+    elif item["type"] == "union_tag_not_found":
+        message, path = "required and missing", f"{path}.format"
     elif item["type"] == "missing":
         message = "required and missing"
     elif isinstance(item.get("input"), str | int | float | bool):
@@ -156,7 +173,8 @@ def _locate(root: yaml.Node | None, location: Sequence[int | str]) -> tuple[int,
             line, path = node.start_mark.line + 1, f"{path}[{part}]"
         elif isinstance(node, yaml.MappingNode):
             found = next(((key, value) for key, value in node.value if key.value == part), None)
-            if found is None and not _names_a_key(part):
+            tag = any((key.value, value.value) == ("format", part) for key, value in node.value)
+            if tag or (found is None and not _names_a_key(part)):
                 continue  # a union's tag in the location, not a key of the document
             path = f"{path}.{part}" if path else str(part)
             if found is None:
@@ -170,16 +188,25 @@ def _names_a_key(part: int | str) -> bool:
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    models = [model]
     for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            inner = _model_in(model.model_fields[part].annotation)
-            model = inner if inner is not None else model
-    return list(model.model_fields)
+        held = [each for each in models if isinstance(part, str) and part in each.model_fields]
+        tagged = [each for each in models if part in _formats(each)]
+        if held:
+            models = _models_in(held[0].model_fields[str(part)].annotation) or models
+        elif tagged:
+            models = tagged
+    return list(models[0].model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _formats(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The tags that tell this model from others of its union."""
+    return get_args(model.model_fields["format"].annotation) if "format" in model.model_fields else ()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (tuple, list, Union, types.UnionType):
-        return next((model for item in get_args(annotation) if (model := _model_in(item)) is not None), None)
-    return None
+        return [annotation]
+    if get_origin(annotation) in (tuple, list, Union, types.UnionType, Annotated):
+        return [model for item in get_args(annotation) for model in _models_in(item)]
+    return []

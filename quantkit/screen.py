@@ -55,7 +55,7 @@ def _show_target(console: Console, target: TargetPlan) -> None:
     console.print(listing, highlight=False)
     if target.fallbacks:
         console.print(
-            f"{len(target.fallbacks)} of {len(target.rows)} tensors cannot have the type that {target.target.type} wants "
+            f"{len(target.fallbacks)} of {len(target.rows)} tensors cannot have the type that {target.target.label} wants "
             "(yellow); strict: true makes that an error",
             highlight=False,
         )

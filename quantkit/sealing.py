@@ -54,8 +54,9 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
-        "Modelfile": card.modelfile(manifest),
     }
+    if any(target.format == "gguf" for target in manifest.targets):
+        found["Modelfile"] = card.modelfile(manifest)
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
     digests |= {file.name: file.sha256 for file in manifest.files}
     return found | {"SHA256SUMS": card.sha256sums(digests)}

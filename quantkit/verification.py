@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import baseline, footprint, quality
+from quantkit import baseline, footprint, quality, reopening
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -28,6 +28,7 @@ from quantkit.planning import TargetPlan
 from quantkit.quality import Evaluation, Reference
 from quantkit.recipe import Latency
 from quantkit.report import machine
+from quantkit.solving import Codes
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
 
 
@@ -49,15 +50,29 @@ def prepare(job: Job) -> Evaluation | None:
     return quality.ask(job)
 
 
-def verify_all(job: Job, plans: Sequence[TargetPlan], artefacts: Sequence[Artefact], asked: Evaluation | None) -> Results:
+def verify_all(
+    job: Job,
+    plans: Sequence[TargetPlan],
+    artefacts: Sequence[Artefact],
+    asked: Evaluation | None,
+    codes: Mapping[str, Codes],
+) -> Results:
     """The record of every artefact: checked against the original, unless there is nothing to ask."""
     pairs = tuple(zip(plans, artefacts, strict=True))
     if asked is None:
         return Results({}, tuple(_recorded(job, plan, artefact, (), {}) for plan, artefact in pairs))
     reference = quality.make_reference(job, asked.given)
-    with baseline.made(job) as original:
-        records = tuple(verify(job.labelled(plan.name), plan, artefact, reference, original) for plan, artefact in pairs)
-    return Results({asked.text.name: asked.text.sha256}, records)
+    records = {}
+    for plan, artefact in pairs:
+        if plan.name in codes:
+            results, errors = reopening.check(job.labelled(plan.name), plan, artefact, reference, codes[plan.name])
+            records[plan.name] = _recorded(job, plan, artefact, results, errors)
+    left = [(plan, artefact) for plan, artefact in pairs if plan.name not in records]
+    if left:
+        with baseline.made(job) as original:
+            for plan, artefact in left:
+                records[plan.name] = verify(job.labelled(plan.name), plan, artefact, reference, original)
+    return Results({asked.text.name: asked.text.sha256}, tuple(records[plan.name] for plan in plans))
 
 
 def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, original: Baseline) -> TargetRecord:
@@ -92,7 +107,7 @@ def _tokenize(job: Job, plan: TargetPlan, path: Path) -> CheckResult:
     """The file's vocabulary in its engine against the checkpoint's tokenizer; a recipe that names another pre-tokenizer
     takes the differences upon itself.
     """
-    ours, pre = job.snapshot.tokenizer, plan.target.pre
+    ours, pre = job.snapshot.tokenizer, plan.gguf.pre
     assert ours is not None
     known = gguf_vocab.deviations(ours, pre)
     found = tokenizer.check(ours, partial(llama_cpp.open_vocabulary, path), known=known)
@@ -109,7 +124,7 @@ def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Basel
         decode=pace.decode,
         context=_context(pace),
     )
-    with baseline.counterpart(job, plan.target, path, original) as timed:
+    with baseline.counterpart(job, plan.gguf, path, original) as timed:
         result, ours, theirs = latency.check(
             measure,
             timed,
@@ -131,7 +146,10 @@ def _recorded(
         name=plan.name,
         format=plan.target.format,
         type=plan.target.label,
-        files=[FileRecord(name=file.path.name, nbytes=file.nbytes, sha256=file.sha256) for file in artefact.files],
+        files=[
+            FileRecord(name=str(file.path.relative_to(job.work)), nbytes=file.nbytes, sha256=file.sha256)
+            for file in artefact.files
+        ],
         bits_per_weight=plan.bits_per_weight,
         seconds=artefact.seconds,
         peak_rss_bytes=artefact.peak_rss_bytes,
@@ -141,7 +159,7 @@ def _recorded(
         speed=None,
         baseline=None,
         baseline_label=None,
-        memory=_memory(artefact, job.snapshot, {}),
+        memory=_memory(artefact, job.snapshot, {}) if plan.target.format == "gguf" else [],
         samples=[],
     )
 

@@ -67,6 +67,20 @@ def factor(inputs: Sequence[F32], damp: float, pool: Executor, *, act_order: boo
     )
 
 
+def energy(weight: F32, factor: Factor, pool: Executor) -> float:
+    """tr(W H W^T), the output's own energy, of weight (rows, width)."""
+    import torch
+
+    lower = torch.from_numpy(factor.lower)
+
+    def one(start: int) -> float:
+        with torch.no_grad():
+            part = torch.from_numpy(np.ascontiguousarray(weight[start : start + PANEL, factor.order]))
+            return float(torch.mm(part, lower).double().square().sum())
+
+    return sum(pool.map(one, range(0, len(weight), PANEL))) or 1.0
+
+
 def _accumulate(hessian: F32, inputs: Sequence[F32], order: NDArray[np.intp], pool: Executor) -> None:
     """Add x^T x, columns in `order`, to the lower triangle of `hessian` for every x; what lies above it within a panel is
     filled too, and means nothing."""

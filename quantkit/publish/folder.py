@@ -99,9 +99,9 @@ def _sums(build_files: Mapping[str, Path]) -> dict[str, str]:
     names = set(build_files) - {SUMS}
     if set(sums) != names:
         raise InputError(f"{SUMS} and the files to publish differ in {', '.join(sorted(set(sums) ^ names))}")
-    odd = [name for name in names if Path(name).name != name]
+    odd = [name for name in names if len(Path(name).parts) > 2 or ".." in Path(name).parts or Path(name).is_absolute()]
     if odd:
-        raise InputError(f"published files lie in one folder; these names do not: {', '.join(sorted(odd))}")
+        raise InputError(f"published files lie in one folder or in one below it; these names do not: {', '.join(sorted(odd))}")
     return sums
 
 
@@ -132,6 +132,8 @@ def _locked(store: Path) -> Iterator[None]:
 
 def _fill(stage: Path, build_files: Mapping[str, Path]) -> None:
     stage.mkdir()
+    for below in sorted({Path(name).parent for name in build_files} - {Path()}):
+        (stage / below).mkdir()
     for name, path in sorted(build_files.items()):
         try:
             os.link(path.resolve(), stage / name)
@@ -140,7 +142,8 @@ def _fill(stage: Path, build_files: Mapping[str, Path]) -> None:
                 raise
             shutil.copyfile(path, stage / name)
         _sync(stage / name)
-    _sync(stage)
+    for name in {str(Path(name).parent) for name in build_files}:
+        _sync(stage / name)
 
 
 def _verify(stage: Path, sums: Mapping[str, str]) -> None:

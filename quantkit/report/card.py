@@ -123,7 +123,15 @@ def _machines(manifest: Manifest) -> str:
 
 
 def _how_to_run(manifest: Manifest) -> str:
-    file = next((t.file for t in manifest.targets if t.verdict == "pass"), manifest.targets[0].file)
+    best = next((target for target in manifest.targets if target.verdict == "pass"), manifest.targets[0])
+    file = best.file
+    if best.format == "gptq":
+        folder = shlex.quote(file.rpartition("/")[0])
+        commands: tuple[str, ...] = (
+            f"transformers chat {folder}     # with optimum and gptqmodel installed",
+            f"vllm serve {folder}            # a server, OpenAI-compatible; not run here",
+        )
+        return _fenced("\n".join(commands), "sh")
     name = re.sub(r"[^a-z0-9._-]+", "-", manifest.source.name.lower()).strip("-._") or "model"
     commands = (
         f"llama-cli -m {shlex.quote(file)}        # a chat in the terminal",

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit import arch
+from quantkit.arch import Architecture
 from quantkit.codecs import awq, compressed_tensors, fp8, gptq
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.source.files import TensorFiles
-from quantkit.values import F32, TensorInfo
+from quantkit.values import F32, U8, TensorInfo
 
 _NUMPY = {"I32": "<i4", "I64": "<i8", "I8": "i1", "U8": "u1"}
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -38,7 +40,7 @@ class Packed:
     version: int = 1  # of GPTQ's zeros
     block: tuple[int, int] | None = None  # rows and columns that share a scale
     group: int = -1  # columns that share a scale; -1: all
-    symmetric: bool = True
+    transposed: bool = False  # the model has it as (in, out): GPT-2's
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,20 @@ def present(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> Prese
         raise UnsupportedError(
             f"config.json: quantised by {method} is not supported ({_KNOWN} are); give the original it was made from"
         )
+    architecture = arch.find(config)
+    packed = {name: replace(each, transposed=_transposed(architecture, f"{name}.weight")) for name, each in packed.items()}
     used = {part for each in packed.values() for part in each.parts.values()}
     rest = {name: info for name, info in infos.items() if name not in used and not _spare(name, packed)}
     return Presented({**rest, **{f"{name}.weight": _info(name, each, infos) for name, each in packed.items()}},
                      {f"{name}.weight": each for name, each in packed.items()})  # fmt: skip
+
+
+def _transposed(architecture: Architecture, name: str) -> bool:
+    try:
+        template = arch.template_of(architecture, name if name in architecture.tensors else f"{architecture.prefix}{name}")
+    except KeyError:
+        return False
+    return template in architecture.transposed
 
 
 def _stems(infos: Mapping[str, TensorInfo], end: str) -> list[str]:
@@ -125,7 +137,7 @@ def _awq(said: Mapping[str, Any], name: str, infos: Mapping[str, TensorInfo]) ->
 
 def _scaled(name: str, infos: Mapping[str, TensorInfo], block: Any) -> Packed:
     parts = _parts(name, infos, {"codes": "weight", "scales": "weight_scale_inv|weight_scale"}, {"zeros": "weight_zero_point"})
-    return Packed("scaled", parts, block=_pair(block), symmetric="zeros" not in parts)
+    return Packed("scaled", parts, block=_pair(block))
 
 
 def _pair(block: Any) -> tuple[int, int] | None:
@@ -194,6 +206,7 @@ def _info(name: str, packed: Packed, infos: Mapping[str, TensorInfo]) -> TensorI
         shape, label, fits = (first, second), codes.dtype, math.prod(scales.shape) > 0
     if not fits:
         raise bad
+    shape = shape[::-1] if packed.transposed else shape
     return TensorInfo(f"{name}.weight", shape, label, nbytes)
 
 
@@ -210,7 +223,21 @@ class QuantisedTensors:
         packed = self._packed.get(name)
         if packed is None:
             return self._stored.read(name, start, stop)
-        rows, width = self.infos[name].shape
+        if packed.transposed:
+            whole = self._rows(packed, self.infos[name].shape[::-1], 0, None).T
+            return np.ascontiguousarray(whole[start:stop])
+        return self._rows(packed, self.infos[name].shape, start, stop)
+
+    def codes(self, name: str) -> U8:
+        """The codes of a packed matrix, (out, in). Raises SourceError for a tensor that has none."""
+        packed = self._packed.get(name)
+        if packed is None or packed.kind == "scaled":
+            raise SourceError(f"{name} is no matrix of packed codes")
+        shape = self.infos[name].shape
+        return self._unpacked(packed, shape[::-1] if packed.transposed else shape, 0, None)
+
+    def _rows(self, packed: Packed, shape: tuple[int, ...], start: int, stop: int | None) -> F32:
+        rows, width = shape
         first, last, _ = slice(start, stop).indices(rows)
         last = max(first, last)
         if packed.kind == "scaled":
@@ -230,31 +257,33 @@ class QuantisedTensors:
             raise SourceError(f"{packed.parts['codes']}: {error}; fetch the checkpoint again") from error
         return values
 
+    def _unpacked(self, packed: Packed, shape: tuple[int, ...], first: int, last: int | None) -> U8:
+        """Codes of rows [first, last)."""
+        last = shape[0] if last is None else last
+        if packed.kind == "packed":
+            stored = self._stored.stored(packed.parts["codes"], first, last).view("<i4")
+            return np.ascontiguousarray(compressed_tensors.unpack_codes(stored, packed.bits, shape[1]))
+        if packed.kind == "gptq":
+            return gptq.unpack_codes(self._stored.columns(packed.parts["codes"], first, last).view("<i4"), packed.bits)
+        step = awq.OUTPUTS
+        words = self._stored.columns(packed.parts["codes"], first // step, -(-last // step)).view("<i4")
+        return np.ascontiguousarray(awq.unpack(words)[first % step :][: last - first])
+
     def _grouped(self, packed: Packed, shape: tuple[int, int], first: int, last: int) -> F32:
         parts, (rows, width) = packed.parts, shape
         scales = self._stored.read(parts["scales"])
-        if packed.kind == "packed":
-            scales = scales.reshape(rows, -1)
-            codes = compressed_tensors.unpack_codes(
-                self._stored.stored(parts["codes"], first, last).view("<i4"), packed.bits, width
-            )
-            zeros = np.full(scales.shape, 1 << (packed.bits - 1), np.int16)
-            if "zeros" in parts:
-                zeros = compressed_tensors.unpack_zeros(self._integers(parts["zeros"]), packed.bits, rows).astype(np.int16)
-        elif packed.kind == "awq":
-            scales = np.ascontiguousarray(scales.T)
-            step = awq.OUTPUTS
-            words = self._stored.columns(parts["codes"], first // step, -(-last // step)).view("<i4")
-            codes = awq.unpack(words)[first % step :][: last - first]
-            zeros = np.full(scales.shape, 8, np.int16)
-            if "zeros" in parts:
-                zeros = awq.unpack(self._integers(parts["zeros"])).astype(np.int16)
-        else:
-            scales = np.ascontiguousarray(scales.T)
-            codes = gptq.unpack_codes(self._stored.columns(parts["codes"], first, last).view("<i4"), packed.bits)
-            zeros = gptq.unpack_zeros(self._integers(parts["zeros"]), packed.bits, packed.version)
+        scales = scales.reshape(rows, -1) if packed.kind == "packed" else np.ascontiguousarray(scales.T)
+        zeros = np.full(scales.shape, 1 << (packed.bits - 1), np.int16)
+        if "zeros" in parts:
+            stored = self._integers(parts["zeros"])
+            if packed.kind == "gptq":
+                zeros = gptq.unpack_zeros(stored, packed.bits, packed.version)
+            elif packed.kind == "awq":
+                zeros = awq.unpack(stored).astype(np.int16)
+            else:
+                zeros = compressed_tensors.unpack_zeros(stored, packed.bits, rows).astype(np.int16)
         groups = self._groups(packed, width, scales.shape[1])
-        return gptq.dequantise(np.ascontiguousarray(codes), scales[first:last], zeros[first:last], groups)
+        return gptq.dequantise(self._unpacked(packed, shape, first, last), scales[first:last], zeros[first:last], groups)
 
     def _groups(self, packed: Packed, width: int, count: int) -> NDArray[np.intp]:
         """The group of every column. Raises SourceError for one that has no scale."""

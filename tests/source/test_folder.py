@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PICO, shard
+from quantkit.targets import GgufTarget
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -20,7 +21,6 @@ from quantkit import source
 from quantkit.errors import SourceError, UnsupportedError, WeightError
 from quantkit.formats.gguf import layout
 from quantkit.progress import silent
-from quantkit.recipe import GgufTarget
 from quantkit.source import folder
 
 

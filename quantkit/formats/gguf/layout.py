@@ -15,7 +15,7 @@ from quantkit.codecs.gguf_tensors import Placement
 from quantkit.errors import InputError, SourceError
 from quantkit.formats.gguf import allocation, mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
-from quantkit.recipe import GGUF_TYPES, GgufTarget
+from quantkit.targets import GGUF_TYPES, GgufTarget
 from quantkit.values import F32, Importance, Row, Snapshot, stacked
 
 QUANTIZATION_VERSION = 2
@@ -55,7 +55,7 @@ def allocated(plan: TargetPlan, snapshot: Snapshot, errors: Mapping[str, Mapping
 
     errors: tensor name -> candidate type -> relative error; tensors without an entry keep the planned type.
     """
-    budget, tied = plan.target.budget(snapshot.parameters()), not any(row.name == "output.weight" for row in plan.rows)
+    budget, tied = plan.gguf.budget(snapshot.parameters()), not any(row.name == "output.weight" for row in plan.rows)
     fixed = sum(splitting.padded(row.nbytes) for row in plan.rows if row.name not in errors)
     room = (budget or 0) - (_nbytes(plan) - sum(splitting.padded(row.nbytes) for row in plan.rows)) - fixed
     candidates = {
@@ -74,7 +74,7 @@ def allocated(plan: TargetPlan, snapshot: Snapshot, errors: Mapping[str, Mapping
     choices = {row.name: mixture.Choice(row.type, row.wanted, row.reason) for row in plan.rows}
     for name, one in chosen.items():
         choices[name] = mixture.Choice(one.type, one.type, "least measured error within the size")
-    return _plan(plan.target, plan.digest, snapshot, model, choices)
+    return _plan(plan.gguf, plan.digest, snapshot, model, choices)
 
 
 def _nbytes(plan: TargetPlan) -> int:

@@ -47,7 +47,7 @@ def write(
     """
     started = time.perf_counter()
     memory.reset_peak()
-    pairs = layout.metadata(plan.target, plan.digest, snapshot)
+    pairs = layout.metadata(plan.gguf, plan.digest, snapshot)
     architecture, count = arch.find(snapshot.config).gguf, len(plan.files)
     done = 0
     total = sum(row.nbytes for row in plan.rows)

@@ -1,0 +1,248 @@
+"""GPTQ targets: their lanes of the walk, the codes of every matrix on disk as they come, and the checkpoints made of them.
+
+A matrix that calibration reached with fewer tokens than FEW, or not at all, is rounded to nearest on a grid that weighs its
+columns by what tokens there were: so few say nothing of how columns go together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import modules, quality, skeleton, walk, workspace
+from quantkit.errors import WeightError
+from quantkit.formats.gguf import layout as gguf_layout
+from quantkit.formats.gptq import layout, writer
+from quantkit.job import Job
+from quantkit.kernels import gptq, hessian, refine
+from quantkit.kernels.finite import first_nonfinite_row
+from quantkit.modules import ModuleWeights
+from quantkit.planning import TargetPlan
+from quantkit.source import text
+from quantkit.values import F32, Artefact, Row, Written
+from quantkit.version import __version__
+
+FEW = 128  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a matrix was solved. loss: of its output on the calibration text, relative to the output's own energy."""
+
+    tokens: int
+    damping: float
+    dead_columns: int
+    loss: float
+    codes: str  # sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A target's solved matrices: files of packed tensors in `folder`, by the file's name the rows that it holds."""
+
+    folder: Path
+
+    def read(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
+        from safetensors import safe_open
+
+        stem = name.removesuffix(".weight")
+        with safe_open(self._file(name), "numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == stem}  # noqa: SIM118
+
+    def record(self, name: str) -> Record:
+        from safetensors import safe_open
+
+        with safe_open(self._file(name), "numpy") as file:
+            return Record(**json.loads(file.metadata()["record"]))
+
+    def write(self, name: str, tensors: Mapping[str, np.ndarray[Any, Any]], record: Record) -> None:
+        from safetensors.numpy import save_file
+
+        with workspace.replacing(self._file(name)) as temporary:
+            save_file(dict(tensors), temporary, {"record": json.dumps(asdict(record))})
+
+    def holds(self, name: str) -> bool:
+        return self._file(name).is_file()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name.removesuffix('.weight')}.safetensors"
+
+
+def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
+    """Target name -> its codes, from one walk of a lane for each; what an earlier run finished is kept."""
+    plans = [plan for plan in plans if plan.target.format == "gptq"]
+    calibration = job.recipe.calibration
+    if not plans or calibration is None:
+        return {}
+    given = text.fetch(calibration.text, job.work)
+    sequences = quality.cut(
+        job.snapshot, given, chunks=calibration.sequences, length=calibration.length, seed=calibration.seed
+    ).tokens
+    keys = {plan.name: _key(job, plan, given.sha256) for plan in plans}
+    codes = {plan.name: Codes(job.work / f"{plan.name}-{keys[plan.name][:16]}.codes") for plan in plans}
+    left = [plan for plan in plans if not all(codes[plan.name].holds(row.name) for row in quantised(plan))]
+    if not left:
+        return codes
+    for plan in left:
+        codes[plan.name].folder.mkdir(exist_ok=True)
+    keep = job.work / f"walk-{workspace.key(keys=[keys[plan.name] for plan in left])[:16]}.states"
+    narrow = all(plan.gptq.activations == "bfloat16" for plan in left)
+    view = modules.view(job.snapshot.config, job.snapshot.weights)
+    count = len(sequences)
+    with ThreadPoolExecutor(job.threads) as pool:
+        solvers = [_Solver(plan, codes[plan.name], view, pool) for plan in left]
+        lanes = [walk.Lane(slice(at * count, (at + 1) * count), solver.replace) for at, solver in enumerate(solvers)]
+        hidden = walk.walk(
+            job.snapshot.config,
+            job.snapshot.weights,
+            np.tile(sequences, (len(left), 1)),
+            threads=job.threads,
+            lanes=lanes,
+            narrow=narrow,
+            keep=keep,
+            progress=partial(_advance, job),
+        )
+        for solver, lane in zip(solvers, lanes, strict=True):
+            solver.finish(hidden[lane.rows])
+    keep.unlink(missing_ok=True)
+    return codes
+
+
+def _advance(job: Job, _: str, done: float, total: float) -> None:
+    job.progress("gptq", done, total)
+
+
+def _key(job: Job, plan: TargetPlan, text_digest: str) -> str:
+    calibration = job.recipe.calibration
+    assert calibration is not None
+    return workspace.key(
+        source=gguf_layout.source_digest(job.snapshot),
+        config=job.snapshot.config,
+        tokenizer=job.snapshot.tokenizer,
+        text=text_digest,
+        calibration=calibration.model_dump(),
+        target=plan.gptq.model_dump(exclude={"checks"}),
+        rows=[(row.name, row.type) for row in plan.rows],
+        quantkit=__version__,
+    )
+
+
+def quantised(plan: TargetPlan) -> list[Row]:
+    return [row for row in plan.rows if layout.of_type(row.type) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Solver:
+    """One target's lane: what the walk asks it to replace, it solves, and leaves on disk."""
+
+    plan: TargetPlan
+    codes: Codes
+    view: ModuleWeights
+    pool: Executor
+
+    def replace(self, weights: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+        """`staging.Replace`: matrices of the model, of which the checkpoint may hold each in several."""
+        rows = {row.name: row for row in quantised(self.plan)}
+        parts = {name: self._parts(name, weight) for name, weight in weights.items()}
+        if not any(stored in rows for found in parts.values() for stored, _ in found):
+            return {}
+        factor = self._factor(inputs)
+        tokens = sum(len(x) for x in inputs)
+        replaced = {}
+        for name, found in parts.items():
+            weight = weights[name].copy()
+            for stored, part in found:
+                if stored in rows:
+                    weight[part] = self._solve(rows[stored], weight[part], factor, tokens)
+            replaced[name] = weight
+        return replaced
+
+    def finish(self, hidden: F32) -> None:
+        """The output head, whose inputs are the final hidden states, and matrices that no token reached."""
+        for row in quantised(self.plan):
+            if row.name == layout.HEAD:
+                inputs = list(hidden)
+                self._solve(row, self._read(row), self._factor(inputs), sum(map(len, inputs)))
+            elif not self.codes.holds(row.name):
+                ones = np.ones((1, row.shape[1]), np.float32)
+                self._solve(row, self._read(row), self._factor([ones]), 0)
+
+    def _read(self, row: Row) -> F32:
+        found = self.view.read(row.name)
+        return found if found.shape == row.shape else np.ascontiguousarray(found.T)
+
+    def _parts(self, name: str, weight: F32) -> list[tuple[str, slice]]:
+        """The stored matrices of which a matrix of the model is made, and which of its rows each is."""
+        if not name.endswith("]"):
+            shape = weight.shape if name not in self.view.infos else self.view.infos[name].shape
+            return [(self.view.moved.get(name) or skeleton.stored(self.view, name, shape), slice(None))]
+        fused, _, expert = name.rstrip("]").rpartition("[")
+        if fused not in self.view.experts:
+            return [(name, slice(None))]
+        found, row = [], 0
+        for stored in self.view.experts[fused][int(expert)]:
+            count = self.view.infos[stored].shape[0]
+            found.append((stored, slice(row, row + count)))
+            row += count
+        return found
+
+    def _factor(self, inputs: Sequence[F32]) -> hessian.Factor:
+        return hessian.factor(inputs, self.plan.gptq.damp, self.pool)
+
+    def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int) -> F32:
+        """Codes of a row's matrix (out, in), packed and spilled; returns what they stand for."""
+        chosen, target = layout.of_type(row.type), self.plan.gptq
+        assert chosen is not None
+        weight = np.ascontiguousarray(weight)
+        if (bad := first_nonfinite_row(weight)) >= 0:
+            raise WeightError(f"{row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
+        cost = factor.diagonal / np.float32(max(tokens, 1))
+        cost += np.float32(target.damp * float(cost.mean()) or 1.0)
+        grid = gptq.fit(weight, cost, bits=chosen.bits, group=chosen.group, symmetric=target.sym, pool=self.pool)
+        if tokens < FEW:
+            solved = gptq.Solved(grid, gptq.nearest(weight, grid), float("nan"))
+        else:
+            solved = gptq.solve(weight, grid, factor, self.pool)
+            if target.quality == "high":
+                solved = refine.refine(weight, solved, factor, self.pool)
+        record = Record(
+            tokens=tokens,
+            damping=factor.damping,
+            dead_columns=len(factor.dead),
+            loss=solved.loss / hessian.energy(weight, factor, self.pool) if tokens >= FEW else -1.0,
+            codes=hashlib.sha256(solved.codes.tobytes()).hexdigest(),
+        )
+        self.codes.write(row.name, writer.pack(target, row.name, solved), record)
+        return solved.weights()
+
+
+def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
+    """The planned folder, or the same one of an earlier run."""
+    digests = {row.name: codes.record(row.name).codes for row in quantised(plan)}
+    calibration = job.recipe.calibration
+    assert calibration is not None
+    sources = {
+        "calibration": {"text": calibration.text.rpartition("/")[2], "tokens": calibration.sequences * calibration.length},
+        "recipe": plan.digest,
+    }
+    made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)
+    done = codes.folder / "made.json"
+    if (record := workspace.recall(done, made_from)) is not None:
+        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in record["facts"]["files"]]
+        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
+            facts = record["facts"]
+            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
+    artefact = writer.write(plan, job.snapshot, job.work, codes.read, sources, job.progress)
+    with workspace.replacing(done) as temporary:
+        temporary.write_text(json.dumps(digests), encoding="utf-8")
+    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
+    workspace.remember(done, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
+    return artefact

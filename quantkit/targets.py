@@ -1,0 +1,190 @@
+"""The artefacts that a recipe can ask for: a target of each format, with its keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+GgufType = Literal[
+    "auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS",
+    "Q4_1", "Q4_0", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "TQ2_0", "TQ1_0",
+]  # fmt: skip
+GGUF_TYPES: tuple[str, ...] = get_args(GgufType)[1:]
+"""llama.cpp's file types."""
+
+TensorType = Literal[
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q4_1", "Q4_0", "MXFP4", "Q3_K",
+    "Q2_K", "TQ2_0", "TQ1_0",
+]  # fmt: skip
+
+CheckName = Literal["perplexity", "divergence", "embedding", "latency"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+GptqBits = Literal[2, 3, 4, 8]
+GptqGroup = Literal[-1, 32, 64, 128]
+
+
+class TokenizerOverride(_Strict):
+    """What a checkpoint does not say of its tokenizer, or says wrongly."""
+
+    pre: str = Field(min_length=1, description="llama.cpp's name of the pre-tokenizer, e.g. llama-bpe")
+
+
+class TypeRule(_Strict):
+    """A type for the tensors whose GGUF name matches: blk.*.ffn_down, token_embd, blk.[0-3].attn_?.weight."""
+
+    match: str = Field(min_length=1, description="shell-style pattern of a GGUF tensor's name, with or without .weight")
+    type: TensorType
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]i?)?B?")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 1 << 10, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+
+
+def _bytes(value: Any) -> Any:
+    """A size as people write it: 4GB, 95 MB, 1.5GiB, or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        raise ValueError(f"{value!r} is no size: write 4GB, 95MB, 1.5GiB or a number of bytes")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
+
+
+class GgufTarget(_Strict):
+    """A GGUF file of one of llama.cpp's file types, or of an exact size with types chosen by measured error."""
+
+    format: Literal["gguf"]
+    type: GgufType
+    size: Size | None = Field(None, description="with type: auto, the size of the file: 95MB; never more, within 1 % of it")
+    bits_per_weight: float | None = Field(None, gt=1, le=32, description="with type: auto, instead of a size")
+    imatrix: bool | str = Field(
+        False, description="weight the errors by activations: true for the calibration text's, or an imatrix file's path"
+    )
+    rules: tuple[TypeRule, ...] = Field((), description="types for tensors by name; the first match counts")
+    output: TensorType | None = Field(None, description="type of the output head, or of the embedding that serves as it")
+    token_embd: TensorType | None = Field(None, description="type of the token embedding")
+    pure: bool = Field(False, description="no mixture: the file type's default for every tensor")
+    split: Size | None = Field(None, description="write parts of at most this size: 4GB")
+    tokenizer: TokenizerOverride | None = None
+    checks: dict[CheckName, Literal["report"]] = Field(
+        default_factory=dict, description="checks that only report for this target"
+    )
+
+    @model_validator(mode="after")
+    def _keys_fit_the_type(self) -> GgufTarget:
+        aims = [key for key in ("size", "bits_per_weight") if getattr(self, key) is not None]
+        if self.type == "auto" and len(aims) != 1:
+            raise ValueError("type: auto needs one of size: 95MB and bits_per_weight: 4.5")
+        if self.type != "auto" and aims:
+            raise ValueError(f"{aims[0]} belongs to type: auto; {self.type} has the size that it has")
+        if self.type == "auto" and self.pure:
+            raise ValueError("pure: true means one type for all tensors, type: auto chooses one for each; leave one out")
+        if self.type == "Q2_K_S" and not self.imatrix:
+            raise ValueError("Q2_K_S is made with importance weights only: imatrix: true, or the path of an imatrix file")
+        return self
+
+    @property
+    def pre(self) -> str | None:
+        return self.tokenizer.pre if self.tokenizer else None
+
+    @property
+    def label(self) -> str:
+        """What the file's name says of its type; with rules of its own it is llama.cpp's type with a note."""
+        if self.size:
+            return f"AUTO_{self.size // 10**6}MB" if self.size % 10**6 == 0 else f"AUTO_{self.size}B"
+        if self.bits_per_weight:
+            return f"AUTO_{self.bits_per_weight:g}BPW".replace(".", "_")  # downloaders end a type's name at a dot
+        return self.type
+
+    @property
+    def name(self) -> str:
+        return f"gguf-{self.label}" + ("-imatrix" if self.imatrix else "")
+
+    def budget(self, weights: int) -> int | None:
+        """Most bytes that the file of a model of so many weights may have; None where the type decides."""
+        return int(self.bits_per_weight * weights / 8) if self.bits_per_weight else self.size
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its importance comes from the recipe's calibration."""
+        return self.imatrix is True
+
+
+class GptqRule(_Strict):
+    """Other settings for the matrices whose name in the checkpoint matches: model.layers.*.mlp.down_proj."""
+
+    match: str = Field(min_length=1, description="shell-style pattern of a matrix's name, with or without .weight")
+    bits: GptqBits | None = None
+    group: GptqGroup | None = None
+    skip: bool = Field(False, description="leave them as they are")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> GptqRule:
+        if self.skip == (self.bits is not None or self.group is not None):
+            raise ValueError("give bits, group or both, or skip: true alone")
+        return self
+
+
+class GptqTarget(_Strict):
+    """A folder that transformers, gptqmodel and vLLM load: the decoder layers' matrices as GPTQ codes."""
+
+    format: Literal["gptq"]
+    bits: GptqBits = 4
+    group: GptqGroup = Field(128, description="columns that share a scale; -1: whole rows")
+    sym: bool = Field(
+        True, description="false: zeros of their own, closer and in version 2 of the layout, which fewer engines read"
+    )
+    lm_head: bool = Field(False, description="quantise the output head too, where it is not the embedding")
+    rules: tuple[GptqRule, ...] = Field((), description="other settings by name; the first match counts")
+    layout: Literal["gptq", "compressed-tensors"] = "gptq"
+    version: Literal[1, 2] | None = Field(None, description="of GPTQ's layout; 1 for symmetric codes, else 2")
+    quality: Literal["standard", "high"] = Field("standard", description="high: refine the codes once more; takes longer")
+    damp: float = Field(0.01, gt=0, le=1, description="of H's mean diagonal, added to it")
+    activations: Literal["float32", "bfloat16"] = Field("float32", description="of what waits in the walk: half the memory")
+    checks: dict[CheckName, Literal["report"]] = Field(
+        default_factory=dict, description="checks that only report for this target"
+    )
+
+    @model_validator(mode="after")
+    def _layout_holds_it(self) -> GptqTarget:
+        if not self.sym and self.version == 1:
+            raise ValueError(
+                "version: 1 stores each zero less one, and a zero of 0 breaks its neighbours: sym: true, or version: 2"
+            )
+        if self.layout == "compressed-tensors" and (self.version or any(b == 3 for b in self._all_bits())):
+            raise ValueError("layout: compressed-tensors has no version and no codes of 3 bits; use layout: gptq")
+        return self
+
+    def _all_bits(self) -> tuple[int | None, ...]:
+        return (self.bits, *(rule.bits for rule in self.rules))
+
+    @property
+    def label(self) -> str:
+        group = f"G{self.group}" if self.group > 0 else ""
+        return f"W{self.bits}{group}" + ("" if self.sym else "-asym")
+
+    @property
+    def name(self) -> str:
+        high = "-high" if self.quality == "high" else ""
+        return f"{self.layout}-{self.label.lower()}{high}"
+
+    @property
+    def calibrated(self) -> bool:
+        return True
+
+    @property
+    def stored_version(self) -> int:
+        return self.version or (1 if self.sym else 2)
+
+
+Target = Annotated[GgufTarget | GptqTarget, Field(discriminator="format")]
