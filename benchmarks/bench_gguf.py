@@ -29,7 +29,6 @@ import llama_cpp as library
 import numpy as np
 from models import open_model
 from numpy.typing import NDArray
-from quantkit.targets import GgufTarget
 
 from quantkit import heads, walk, workspace
 from quantkit.calibration import corpus, importance
@@ -42,6 +41,7 @@ from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE
 from quantkit.progress import silent
 from quantkit.source import text as texts
+from quantkit.targets import GgufTarget
 from quantkit.values import F32, Artefact, Importance, Snapshot
 
 SILENT = library.llama_log_callback(lambda *_: None)  # held: llama.cpp keeps only a pointer

@@ -23,14 +23,17 @@ ENCODED_WEIGHTS_PER_SECOND = 15e6
 FLOPS_OF_THE_WALK = 20e9
 FLOPS_OF_THE_ENGINE = 15e9
 BYTES_PER_SECOND_OF_DECODE = 5e9
+GPTQ_OVER_A_FORWARD = 2.0
 
 
 def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int) -> Needs:
     """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
     files = [_file_bytes(target) for target in targets]
+    ggufs = [target for target in targets if target.target.format == "gguf"]
+    solved = [target for target in targets if target.target.format == "gptq"]
     steps = [
         sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
-        for target in (*targets, baseline)
+        for target in (*ggufs, baseline)
     ]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
     disk = snapshot.download_bytes + sum(files)
@@ -39,7 +42,14 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
         steps.append(
             sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, 1, threads=threads).values())
         )
-        seconds += 2.0 * snapshot.parameters() * recipe.calibration.tokens / (FLOPS_OF_THE_WALK * threads)
+        forward = 2.0 * snapshot.parameters() * recipe.calibration.tokens / (FLOPS_OF_THE_WALK * threads)
+        seconds += forward * any(target.calibrated for target in recipe.targets if target.format == "gguf")
+        if solved:
+            narrow = all(target.gptq.activations == "bfloat16" for target in solved)
+            tokens = sequences * recipe.calibration.length
+            steps.append(sum(footprint.gptq_memory(snapshot.config, tokens, narrow=narrow, lanes=len(solved)).values()))
+            disk += sum(sum(row.nbytes for row in target.rows) for target in solved)  # the codes as they come
+            seconds += GPTQ_OVER_A_FORWARD * forward * len(solved)
     if recipe.checks is not None:
         steps += _check_memory(recipe.checks, snapshot, targets, baseline, threads)
         disk += _file_bytes(baseline) + _reference_bytes(recipe.checks, snapshot)
@@ -63,7 +73,7 @@ def _check_memory(
     yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
     head = sum(footprint.head_memory(config, chunks, CHUNK).values())
     isa = machine.instruction_sets()
-    for target in (*targets, baseline):
+    for target in (*(each for each in targets if each.target.format == "gguf"), baseline):
         engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
         yield engine[0].total - footprint.LLAMA_CPP_PROCESS + head
 
@@ -129,12 +139,18 @@ def _idle_gates(recipe: Recipe, snapshot: Snapshot) -> Iterator[Missing]:
                 yield Missing("checks", f"checks: {check}: {key} is not for a model of this kind ({kind}): use {other}")
 
 
-def notes(snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
+def notes(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan]) -> Iterator[str]:
     """What a reader of the plan should know."""
     if snapshot.reconstructed:
         yield "the list of tensors is reconstructed from config.json by transformers' model; no weights were seen"
     if stored := snapshot.quantised():
         yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
+    widest = max((row.shape[-1] for target in targets for row in target.rows if target.target.format == "gptq"), default=0)
+    if recipe.calibration is not None and recipe.calibration.tokens < widest:
+        yield (
+            f"calibration: {recipe.calibration.tokens} tokens are fewer than the {widest} columns of the widest matrix: GPTQ "
+            f"cannot know how its columns go together; give at least {widest} tokens"
+        )
     for target in targets:
         if target.fallbacks:
             share = sum(math.prod(row.shape) for row in target.fallbacks) / max(snapshot.parameters(), 1)

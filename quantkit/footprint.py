@@ -236,6 +236,24 @@ def walk_memory(
     }
 
 
+def gptq_memory(config: Mapping[str, Any], tokens: int, *, narrow: bool, lanes: int = 1) -> dict[str, int]:
+    """Peak RAM of GPTQ's lanes of the walk over so many tokens, by term (their sum is the estimate), while a layer's widest
+    matrix is solved: what waits before it, and one float64 matrix of its columns. narrow: what waits is bfloat16.
+    """
+    d = dimensions(config)
+    width = max(d.intermediate, d.hidden, d.heads * d.head_dim)
+    held = 2 if narrow else 4
+    attention = d.hidden * d.head_dim * (2 * d.heads + 2 * d.kv_heads)
+    return {
+        "process": TORCH_PROCESS,
+        "embedding": min(64 * MiB, 4 * d.vocabulary * d.hidden),
+        "one block": 4 * (attention + 3 * d.hidden * d.intermediate),
+        "hidden states": lanes * 2 * held * tokens * d.hidden,
+        "waiting inputs": held * tokens * width + 2 * 4 * tokens * d.hidden,
+        "factor": 8 * width * width,
+    }
+
+
 def head_memory(config: Mapping[str, Any], sequences: int, length: int) -> dict[str, int]:
     """Peak RAM of turning the walk's hidden states into logits, one sequence at a time, by term.
 

@@ -91,7 +91,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
         reconstructed=snapshot.reconstructed,
         targets=targets,
         needs=needs,
-        notes=tuple(estimates.notes(snapshot, targets)),
+        notes=tuple(estimates.notes(recipe, snapshot, targets)),
         missing=tuple(estimates.lacking(recipe, snapshot, targets, needs, work)),
     )
 

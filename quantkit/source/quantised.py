@@ -82,11 +82,13 @@ def present(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> Prese
 
 
 def _transposed(architecture: Architecture, name: str) -> bool:
-    try:
-        template = arch.template_of(architecture, name if name in architecture.tensors else f"{architecture.prefix}{name}")
-    except KeyError:
-        return False
-    return template in architecture.transposed
+    """Whether the model's own tensor of that name, with its base model's prefix or without, lies as (in, out)."""
+    for candidate in (name, f"{architecture.prefix}{name}"):
+        try:
+            return arch.template_of(architecture, candidate) in architecture.transposed
+        except KeyError:
+            continue
+    return False
 
 
 def _stems(infos: Mapping[str, TensorInfo], end: str) -> list[str]:
