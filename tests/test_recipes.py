@@ -11,7 +11,15 @@ from quantkit.pipeline import Options
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 CONFIGS = Path(__file__).parent / "configs"
-HUB = [path for path in RECIPES if (CONFIGS / f"{path.stem}.json").exists()]
+
+
+def config_of(path):
+    """The config.json of a recipe's model; recipes of one model share it."""
+    model = re.sub(r"-gptq-.*", "-q4", path.stem)
+    return CONFIGS / f"{model}.json"
+
+
+HUB = [path for path in RECIPES if config_of(path).exists()]
 
 # Bits per weight of llama.cpp's own files of these models (its README; the sizes of published files).
 BITS_PER_WEIGHT = {
@@ -19,6 +27,8 @@ BITS_PER_WEIGHT = {
     "llama3.1-8b-q4": (4.893, 4.896),
     "tinyllama-q8": (8.50, 8.51),
     "qwen3-0.6b-q4": (4.8, 5.3),
+    "mistral7b-gptq-w4g128": (4.59, 4.61),  # 4.156 of the layers' matrices, 16 of embedding and head
+    "llama3.1-8b-gptq-w4g128": (5.6, 5.8),
 }
 
 
@@ -33,14 +43,14 @@ def test_is_valid_and_publishes_to_a_folder(path):
 
 
 def test_every_hub_recipe_has_a_config():
-    assert {path.stem for path in HUB} == {path.stem for path in RECIPES} - {"demo"}
+    assert {path.stem for path in HUB} == {path.stem for path in RECIPES} - {"demo", "demo-gptq"}
 
 
 @pytest.mark.parametrize("path", HUB, ids=lambda path: path.stem)
 def test_is_planned_without_a_network(path, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    shutil.copy(CONFIGS / f"{path.stem}.json", folder / "config.json")
+    shutil.copy(config_of(path), folder / "config.json")
     document = recipe_file.read(path).with_source(str(folder))
     plan = pipeline.make_plan(document, source.describe(str(folder)), Options(work_dir=tmp_path / "build"))
     assert plan.reconstructed
