@@ -98,7 +98,7 @@ def _distance(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], as
     files = tuple(replace(file, name=f"{kind}-{file.name}{workspace.PARTIAL}") for file in plan.files)
     artefact = making.write(job, replace(plan, files=files), observed)
     try:
-        return quality.distance(job, artefact.path, quality.make_reference(job, asked.given))
+        return quality.distance(job, artefact.path, quality.make_reference(job, asked))
     finally:
         for file in artefact.files:
             file.path.unlink(missing_ok=True)

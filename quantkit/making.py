@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import quality, workspace
+from quantkit import calibrating, workspace
 from quantkit.calibration import importance
 from quantkit.codecs import imatrix
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.manifest import FileRecord, ImportanceRecord
 from quantkit.planning import TargetPlan
-from quantkit.source import text
 from quantkit.targets import GgufTarget
 from quantkit.values import Artefact, Importance, Written
 from quantkit.version import __version__
@@ -27,22 +26,19 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     calibration = job.recipe.calibration
     if calibration is None or not any(plan.target.format == "gguf" and plan.target.calibrated for plan in plans):
         return {}
-    given = text.fetch(calibration.text, job.work)
+    given = calibrating.calibrate(job)
     path = job.work / "importance.npz"
     made_from = workspace.key(
         source=layout.source_digest(job.snapshot),
         config=job.snapshot.config,
         tokenizer=job.snapshot.tokenizer,
-        text=given.sha256,
+        text=given.digests,
         calibration=calibration.model_dump(),
         quantkit=__version__,
     )
     if workspace.recall(path, made_from) is None:
-        given_to = quality.cut(
-            job.snapshot, given, chunks=calibration.sequences, length=calibration.length, seed=calibration.seed
-        )
         found = importance.measure(
-            job.snapshot.config, job.snapshot.weights, given_to, threads=job.threads, progress=job.progress
+            job.snapshot.config, job.snapshot.weights, given.sequences, threads=job.threads, progress=job.progress
         )
         with workspace.replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, **_arrays(found))
@@ -91,12 +87,12 @@ def write_importance(job: Job, observed: Mapping[str, Importance]) -> Importance
     path = job.work / layout.imatrix_file(job.snapshot)
     found = layout.importance(job.snapshot, observed)
     with workspace.replacing(path) as temporary:
-        datasets, chunks = [calibration.text.rpartition("/")[2]], calibration.sequences
+        datasets, chunks = [uri.rpartition("/")[2] for uri, _ in calibration.counts()], calibration.sequences
         imatrix.write(temporary, found, datasets=datasets, chunks=chunks, chunk_size=calibration.length)
     experts = np.concatenate([value.counts for value in found.values() if len(value.counts) > 1] or [np.zeros(0, np.int64)])
     return ImportanceRecord(
         file=FileRecord(name=path.name, nbytes=path.stat().st_size, sha256=workspace.digest(path)),
-        text=calibration.text,
+        text=", ".join(uri for uri, _ in calibration.counts()),
         tokens=calibration.sequences * calibration.length,
         tensors=len(found),
         experts=len(experts),

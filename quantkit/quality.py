@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Evaluation:
 
     text: Text
     given: Sequences
+    second: Evaluation | None = None  # another text, unlike the calibration's
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Reference:
 
     given: Sequences
     hidden: F32
+    second: Reference | None = None
 
 
 def kind(snapshot: Snapshot) -> arch.Kind:
@@ -51,9 +53,10 @@ def ask(job: Job) -> Evaluation | None:
     """The evaluation text, cut; None when nothing is checked. Raises SourceError, UnresolvedError."""
     if job.recipe.checks is None:
         return None
-    wanted = job.recipe.checks.perplexity
-    given = text.fetch(wanted.text, job.work)
-    return Evaluation(given, cut(job.snapshot, given, chunks=wanted.chunks, length=CHUNK))
+    chunks, other = job.recipe.checks.perplexity.chunks, job.recipe.checks.divergence.second
+    texts = [text.fetch(uri, job.work) for uri in (job.recipe.checks.perplexity.text, other) if uri]
+    found = [Evaluation(given, cut(job.snapshot, given, chunks=chunks, length=CHUNK)) for given in texts]
+    return replace(found[0], second=found[1] if other else None)
 
 
 def cut(snapshot: Snapshot, given: Text, *, chunks: int, length: int, seed: int | None = None) -> Sequences:
@@ -65,10 +68,15 @@ def cut(snapshot: Snapshot, given: Text, *, chunks: int, length: int, seed: int 
     )
 
 
-def make_reference(job: Job, given: Sequences) -> Reference:
+def make_reference(job: Job, asked: Evaluation) -> Reference:
     """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
+    second = _reference(job, asked.second.given, "reference-second.npy") if asked.second else None
+    return replace(_reference(job, asked.given, "reference.npy"), second=second)
+
+
+def _reference(job: Job, given: Sequences, name: str) -> Reference:
     snapshot = job.snapshot
-    path = job.work / "reference.npy"
+    path = job.work / name
     tokens = [ids.tobytes().hex() for ids in (given.tokens, given.decoder_tokens) if ids is not None]
     made_from = workspace.key(
         source=layout.source_digest(snapshot), config=snapshot.config, tokens=tokens, quantkit=__version__
@@ -96,6 +104,7 @@ def check(job: Job, path: Path, reference: Reference, gates: Checks) -> list[Che
     return [
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
         divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
+        *([divergence.check_second(score(job, path, reference.second))] if reference.second else []),
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from quantkit.targets import Target
 
 DEFAULT_TEXT = "builtin:python-docs"
+SELF = "self"  # what the model itself says
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -39,6 +41,7 @@ class Divergence(_Strict):
 
     max_mean: float | None = Field(None, gt=0, description="gate: mean divergence, nats per token")
     min_same_top: float | None = Field(None, gt=0, le=1, description="gate: share of tokens with the same most likely token")
+    second: str | None = Field(None, description="another text, unlike the calibration's: reported, not gated")
 
 
 class Embedding(_Strict):
@@ -92,10 +95,20 @@ SANITY_CHECKS = Checks(
 """For a run without thresholds of its own: only a broken conversion fails these."""
 
 
+class CalibrationText(_Strict):
+    """One of several calibration texts and its share of the tokens."""
+
+    text: str
+    share: float = Field(gt=0, le=1)
+
+
 class Calibration(_Strict):
     """The text whose activations say which weights matter."""
 
-    text: str = DEFAULT_TEXT
+    text: str | tuple[CalibrationText, ...] = Field(
+        DEFAULT_TEXT,
+        description="a text; a list of {text: ..., share: 0.5}; or self: what the model says, sampled in llama.cpp as Q8_0",
+    )
     tokens: int = Field(32768, ge=512, description="in all; as many whole sequences as they hold")
     length: int = Field(512, ge=64, le=8192, description="of one sequence, tokens")
     seed: int = Field(0, ge=0, description="chooses the sequences among those of the text")
@@ -106,9 +119,32 @@ class Calibration(_Strict):
             raise ValueError(f"tokens: {self.tokens} hold no sequence of length: {self.length}; give more, or a shorter length")
         return self
 
+    @model_validator(mode="after")
+    def _shares_are_a_whole(self) -> Calibration:
+        if isinstance(self.text, tuple):
+            if not math.isclose(sum(part.share for part in self.text), 1, abs_tol=1e-3):
+                raise ValueError(f"the shares add up to {sum(part.share for part in self.text):g}, not to 1")
+            names = [part.text for part in self.text]
+            if len(set(names)) < len(names):
+                raise ValueError("the same text twice: give it one share")
+            if empty := [uri for uri, count in self.counts() if count == 0]:
+                raise ValueError(f"{', '.join(empty)} gets none of {self.sequences} sequences: give more tokens, or more share")
+        return self
+
     @property
     def sequences(self) -> int:
         return self.tokens // self.length
+
+    def counts(self) -> list[tuple[str, int]]:
+        """Texts and how many sequences each gives: shares rounded so that their sum is whole."""
+        if isinstance(self.text, str):
+            return [(self.text, self.sequences)]
+        ends, share = [0], 0.0
+        for part in self.text:
+            share += part.share
+            ends.append(round(min(share, 1.0) * self.sequences))
+        ends[-1] = self.sequences
+        return [(part.text, end - begin) for part, begin, end in zip(self.text, ends, ends[1:], strict=False)]
 
 
 class FolderPublish(_Strict):
@@ -183,8 +219,11 @@ class Recipe(_Strict):
 
     def texts(self) -> tuple[str, ...]:
         """The texts that a run reads: for calibration and for its checks."""
-        calibration = (self.calibration.text,) if self.calibration else ()
-        return calibration + ((self.checks.perplexity.text,) if self.checks else ())
+        given = tuple(uri for uri, _ in self.calibration.counts() if uri != SELF) if self.calibration else ()
+        if self.checks is None:
+            return given
+        second = self.checks.divergence.second
+        return (*given, self.checks.perplexity.text, *([second] if second else []))
 
     def gates(self, target: Target) -> Checks | None:
         """The recipe's checks with this target's overrides; None when checks are off."""

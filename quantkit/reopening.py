@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from quantkit import quality, solving, source
 from quantkit.checks import divergence, perplexity, reopened, scoring
+from quantkit.checks.scoring import Scores
 from quantkit.engines import torch_blocks
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
@@ -13,7 +14,7 @@ from quantkit.quality import CHUNK, Reference
 from quantkit.recipe import Latency
 from quantkit.solving import Codes
 from quantkit.source.quantised import QuantisedTensors
-from quantkit.values import F32, Artefact, CheckResult, Row
+from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot
 
 _READERS = "transformers with optimum and gptqmodel, or vLLM"
 
@@ -35,24 +36,29 @@ def check(
     sound, errors = reopened.check(weights, plan.rows, source_rows, weights.codes, digests, progress=job.progress)
     results = [sound]
     if sound.verdict == "pass":
-        logits = torch_blocks.logits(found.config, weights, reference.given.tokens, threads=job.threads, progress=job.progress)
-        scores = scoring.score(
-            logits,
-            reference.given.tokens,
-            reference.hidden,
-            quality.original_head(job),
-            first=CHUNK // 2,
-            engine=torch_blocks.name(),
-            progress=job.progress,
-        )
+        scores = _score(job, found, reference)
         results += [
             perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
             divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
+            *([divergence.check_second(_score(job, found, reference.second))] if reference.second else []),
             _calibration(plan, codes),
             _untimed(gates.latency),
         ]
     weights.close()
     return results, errors
+
+
+def _score(job: Job, found: Snapshot, reference: Reference) -> Scores:
+    tokens = reference.given.tokens
+    return scoring.score(
+        torch_blocks.logits(found.config, found.weights, tokens, threads=job.threads, progress=job.progress),
+        tokens,
+        reference.hidden,
+        quality.original_head(job),
+        first=CHUNK // 2,
+        engine=torch_blocks.name(),
+        progress=job.progress,
+    )
 
 
 def _calibration(plan: TargetPlan, codes: Codes) -> CheckResult:

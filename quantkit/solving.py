@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import modules, quality, skeleton, walk, workspace
+from quantkit import calibrating, modules, skeleton, walk, workspace
 from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
@@ -26,7 +26,6 @@ from quantkit.kernels import gptq, hessian, refine
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.modules import ModuleWeights
 from quantkit.planning import TargetPlan
-from quantkit.source import text
 from quantkit.values import F32, Artefact, Row, Written
 from quantkit.version import __version__
 
@@ -82,11 +81,9 @@ def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
     calibration = job.recipe.calibration
     if not plans or calibration is None:
         return {}
-    given = text.fetch(calibration.text, job.work)
-    sequences = quality.cut(
-        job.snapshot, given, chunks=calibration.sequences, length=calibration.length, seed=calibration.seed
-    ).tokens
-    keys = {plan.name: _key(job, plan, given.sha256) for plan in plans}
+    given = calibrating.calibrate(job)
+    sequences = given.sequences.tokens
+    keys = {plan.name: _key(job, plan, given.digests) for plan in plans}
     codes = {plan.name: Codes(job.work / f"{plan.name}-{keys[plan.name][:16]}.codes") for plan in plans}
     left = [plan for plan in plans if not all(codes[plan.name].holds(row.name) for row in quantised(plan))]
     if not left:
@@ -120,14 +117,14 @@ def _advance(job: Job, _: str, done: float, total: float) -> None:
     job.progress("gptq", done, total)
 
 
-def _key(job: Job, plan: TargetPlan, text_digest: str) -> str:
+def _key(job: Job, plan: TargetPlan, digests: Mapping[str, str]) -> str:
     calibration = job.recipe.calibration
     assert calibration is not None
     return workspace.key(
         source=gguf_layout.source_digest(job.snapshot),
         config=job.snapshot.config,
         tokenizer=job.snapshot.tokenizer,
-        text=text_digest,
+        text=digests,
         calibration=calibration.model_dump(),
         target=plan.gptq.model_dump(exclude={"checks"}),
         rows=[(row.name, row.type) for row in plan.rows],
@@ -230,7 +227,10 @@ def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
     calibration = job.recipe.calibration
     assert calibration is not None
     sources = {
-        "calibration": {"text": calibration.text.rpartition("/")[2], "tokens": calibration.sequences * calibration.length},
+        "calibration": {
+            "texts": {uri.rpartition("/")[2]: count for uri, count in calibration.counts()},
+            "length": calibration.length,
+        },
         "recipe": plan.digest,
     }
     made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)

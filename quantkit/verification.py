@@ -61,7 +61,7 @@ def verify_all(
     pairs = tuple(zip(plans, artefacts, strict=True))
     if asked is None:
         return Results({}, tuple(_recorded(job, plan, artefact, (), {}) for plan, artefact in pairs))
-    reference = quality.make_reference(job, asked.given)
+    reference = quality.make_reference(job, asked)
     records = {}
     for plan, artefact in pairs:
         if plan.name in codes:
@@ -72,7 +72,8 @@ def verify_all(
         with baseline.made(job) as original:
             for plan, artefact in left:
                 records[plan.name] = verify(job.labelled(plan.name), plan, artefact, reference, original)
-    return Results({asked.text.name: asked.text.sha256}, tuple(records[plan.name] for plan in plans))
+    texts = {each.text.name: each.text.sha256 for each in (asked, asked.second) if each is not None}
+    return Results(texts, tuple(records[plan.name] for plan in plans))
 
 
 def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, original: Baseline) -> TargetRecord:

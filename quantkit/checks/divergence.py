@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from quantkit.checks.scoring import Scores
@@ -9,6 +11,12 @@ from quantkit.checks.verdict import Verdict, at_least, at_most, estimate, finite
 from quantkit.values import CheckResult
 
 _PERCENTILES = {"kld_p99_9": 99.9, "kld_p99": 99.0, "kld_p95": 95.0, "kld_p90": 90.0, "kld_median": 50.0}
+
+
+def check_second(scores: Scores) -> CheckResult:
+    """A report on another text: what it says of text unlike the calibration's."""
+    found = check(scores)
+    return replace(found, check="divergence-second", summary=f"another text: {found.summary}")
 
 
 def check(scores: Scores, *, max_mean: float | None = None, min_same_top: float | None = None) -> CheckResult:

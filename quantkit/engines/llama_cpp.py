@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit import footprint
 from quantkit.errors import InputError, ResourceError, SourceError, UnresolvedError
-from quantkit.values import F32, Runner
+from quantkit.values import F32, Progress, Runner
 
 _log: deque[str] = deque(maxlen=100)  # llama.cpp has one log per process; its end explains a failure
 
@@ -161,6 +162,30 @@ class _Runner:
         if not 0 < count <= self._context - start:
             raise InputError(f"{count} tokens from position {start} do not fit a context of {self._context}; shorten the text")
         self._loaded.run(self._loaded.library.llama_decode, tokens, start, every=every)
+
+
+def sample(path: Path, *, count: int, length: int, seed: int, threads: int, progress: Progress) -> NDArray[np.int32]:
+    """`count` texts of `length` tokens, (count, length), that the model says of itself: from its first token on, each one drawn
+    with the probability that the model gives it. The same on every run of one machine. Errors as of `open_runner`.
+    """
+    dice = np.random.default_rng(seed)
+    loaded = load(path, context=length, micro_batch=min(length, footprint.UBATCH), threads=threads, exact=False)
+    vocabulary = loaded.library.llama_model_get_vocab(loaded.model)
+    special = (loaded.library.llama_vocab_bos(vocabulary), loaded.library.llama_vocab_eos(vocabulary))
+    found = np.empty((count, length), np.int32)
+    try:
+        for number, row in enumerate(found):
+            loaded.forget()
+            row[0] = next((token for token in special if token >= 0), 0)
+            for at in range(1, length):
+                loaded.run(loaded.library.llama_decode, [int(row[at - 1])], at - 1, every=False)
+                logits = loaded.logits(1)[0].astype(np.float64)
+                weights = np.exp(logits - logits.max()).cumsum()
+                row[at] = np.searchsorted(weights, dice.random() * weights[-1])
+            progress("calibration text", number + 1, count)
+    finally:
+        loaded.close()
+    return found
 
 
 def open_vocabulary(path: Path) -> Vocabulary:
