@@ -40,6 +40,7 @@ class Codec:
     block_bytes: int
     encode: Encode
     decode: Callable[[U8], F32]
+    exact: Callable[[F32], U8 | None] | None = None  # rows that lie on the type's grid as they are; None for others
 
     def row_bytes(self, width: int) -> int:
         return width // self.block * self.block_bytes

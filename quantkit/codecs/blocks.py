@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import WeightError
+from quantkit.kernels import grids
 from quantkit.kernels.finite import first_row_reaching
 from quantkit.values import F32, U8
 
@@ -117,6 +118,18 @@ def as_blocks(name: str, data: U8, block_bytes: int) -> U8:
         )
     blocks = data.reshape(data.shape[0], data.shape[1] // block_bytes, block_bytes)
     return np.require(blocks, requirements=["C", "W"])
+
+
+def on_grid(rows: F32, low: int, high: int) -> tuple[F32, NDArray[np.int16]] | None:
+    """Scales (n, blocks, 1), each a float16, and codes (n, blocks, 32) within low..high whose products are exactly `rows`, as
+    those of a dequantised checkpoint are; None where there are none."""
+    blocks = np.ascontiguousarray(rows, np.float32).reshape(len(rows), -1, grids.BLOCK)
+    scales = np.empty(blocks.shape[:2], np.float32)
+    if not grids.find_scales(blocks, low, high, scales):
+        return None
+    codes = np.rint(np.divide(blocks, scales[..., None], out=np.zeros_like(blocks), where=scales[..., None] > 0))
+    exact = (codes * scales[..., None] == blocks).all()
+    return (scales[..., None], codes.astype(np.int16)) if exact else None
 
 
 def halves(blocks: U8, at: int) -> F32:

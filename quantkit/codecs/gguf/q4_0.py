@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves
+from quantkit.codecs.blocks import as_blocks, as_bytes, as_rows, cut, halves, on_grid
 from quantkit.kernels import decode as kernels
 from quantkit.kernels import symmetric
 from quantkit.values import F32, U8, Codec
@@ -23,6 +23,15 @@ def encode(rows: F32, importance: F32 | None, mean: F32 | None = None) -> U8:
     return as_bytes(out)
 
 
+def exact(rows: F32) -> U8 | None:
+    """Rows of a symmetric 4-bit grid, whose groups may be larger than a block: the same values, to the bit."""
+    found = on_grid(rows, -8, 7)
+    if found is None:
+        return None
+    scales, codes = found[0].astype(np.float16).view(np.uint8), (found[1] + 8).astype(np.uint8)
+    return as_bytes(np.concatenate([scales, codes[..., :16] | codes[..., 16:] << 4], -1))
+
+
 def decode(data: U8) -> F32:
     blocks = as_blocks("Q4_0", data, 18)
     scales = halves(blocks, 0)
@@ -31,4 +40,4 @@ def decode(data: U8) -> F32:
     return as_rows(out)
 
 
-CODEC = Codec("Q4_0", 2, 32, 18, encode, decode)
+CODEC = Codec("Q4_0", 2, 32, 18, encode, decode, exact)

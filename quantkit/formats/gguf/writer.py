@@ -24,7 +24,7 @@ from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout, splitting
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan
-from quantkit.values import U8, Artefact, Codec, Importance, Progress, Row, Snapshot, Weights, Written
+from quantkit.values import FLOATS, U8, Artefact, Codec, Importance, Progress, Row, Snapshot, Weights, Written
 
 SLAB_WEIGHTS = 1 << 19  # per task: 2 MB as float32, so that a thread works in its own cache
 LOOKAHEAD_BYTES = 16 << 20  # of packed tensors: small ones are encoded ahead, so that no thread waits for the file
@@ -155,6 +155,11 @@ def _encode_slab(
             f"{placement.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type "
             "too narrow for it: fetch it again, or ask its publisher"
         )
+    if codec.exact and not placement.transposed and weights.infos[placement.source].dtype not in FLOATS:
+        as_it_is = codec.exact(values)
+        if as_it_is is not None:
+            packed[start:stop] = as_it_is
+            return
     try:
         seen = (importance.squares, importance.means) if importance else (None, None)
         packed[start:stop] = codec.encode(values, *seen)

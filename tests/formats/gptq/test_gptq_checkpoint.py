@@ -195,3 +195,14 @@ def test_the_plan_names_its_sizes_to_the_byte(pico: Callable[[str], Path], tmp_p
     manifest = convert(path, tmp_path)
     assert [file.name for file in plan.files] == [manifest.targets[0].file]
     assert (tmp_path / "pico" / plan.file).stat().st_size == plan.files[0].nbytes
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Q4_0"), (8, "Q8_0"), (4, "Q8_0")])
+def test_a_gguf_of_a_checkpoint_holds_the_same_codes(bits: int, kind: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
+    manifest = convert(recipe(tmp_path, pico("llama"), f"bits: {bits}, group: 64"), tmp_path)
+    folder = (tmp_path / "pico" / manifest.targets[0].file).parent
+    found = source.describe(str(folder))
+    made = quantkit.convert(folder, type=kind, work_dir=tmp_path / "gguf", checks=False)
+    back = source.describe(str(next((tmp_path / "gguf").rglob(made.targets[0].file))))
+    for name in layout.matrices(found):
+        assert np.array_equal(back.weights.read(name), found.weights.read(name))
