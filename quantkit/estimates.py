@@ -47,7 +47,9 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
         if solved:
             narrow = all(target.gptq.activations == "bfloat16" for target in solved)
             tokens = sequences * recipe.calibration.length
-            steps.append(sum(footprint.gptq_memory(snapshot.config, tokens, narrow=narrow, lanes=len(solved)).values()))
+            high = any(target.gptq.quality == "high" for target in solved)
+            need = footprint.gptq_memory(snapshot.config, tokens, narrow=narrow, lanes=len(solved), originals=high)
+            steps.append(sum(need.values()))
             disk += sum(sum(row.nbytes for row in target.rows) for target in solved)  # the codes as they come
             seconds += GPTQ_OVER_A_FORWARD * forward * len(solved)
     if recipe.checks is not None:

@@ -236,9 +236,12 @@ def walk_memory(
     }
 
 
-def gptq_memory(config: Mapping[str, Any], tokens: int, *, narrow: bool, lanes: int = 1) -> dict[str, int]:
+def gptq_memory(
+    config: Mapping[str, Any], tokens: int, *, narrow: bool, lanes: int = 1, originals: bool = False
+) -> dict[str, int]:
     """Peak RAM of GPTQ's lanes of the walk over so many tokens, by term (their sum is the estimate), while a layer's widest
-    matrix is solved: what waits before it, and one float64 matrix of its columns. narrow: what waits is bfloat16.
+    matrix is solved: what waits before it, and one float64 matrix of its columns. narrow: what waits is bfloat16. originals:
+    with what the layer's matrices meet in the model as it is, and another lane for that.
     """
     d = dimensions(config)
     width = max(d.intermediate, d.hidden, d.heads * d.head_dim)
@@ -248,7 +251,8 @@ def gptq_memory(config: Mapping[str, Any], tokens: int, *, narrow: bool, lanes: 
         "process": TORCH_PROCESS,
         "embedding": min(64 * MiB, 4 * d.vocabulary * d.hidden),
         "one block": 4 * (attention + 3 * d.hidden * d.intermediate),
-        "hidden states": lanes * 2 * held * tokens * d.hidden,
+        "original inputs": 4 * tokens * (2 * d.hidden + d.heads * d.head_dim + d.intermediate) if originals else 0,
+        "hidden states": (lanes + originals) * 2 * held * tokens * d.hidden,
         "waiting inputs": held * tokens * width + 2 * 4 * tokens * d.hidden,
         "factor": 8 * width * width,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,12 @@ def _layers(part: Any) -> Any:
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
     raise UnsupportedError(f"{type(part).__name__} holds no list of {count} layers to walk through")
+
+
+def layer_of(name: str) -> str:
+    """The layer that a tensor of one belongs to: "model.layers.3." of model.layers.3.mlp.up_proj.weight."""
+    found = re.match(r".*?\.\d+\.", f".{name}")
+    return found[0][1:] if found else ""
 
 
 def tables(base: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from quantkit.errors import WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
 from quantkit.job import Job
-from quantkit.kernels import gptq, hessian, refine
+from quantkit.kernels import gptq, hessian
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.modules import ModuleWeights
 from quantkit.planning import TargetPlan
@@ -93,15 +93,19 @@ def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
     keep = job.work / f"walk-{workspace.key(keys=[keys[plan.name] for plan in left])[:16]}.states"
     narrow = all(plan.gptq.activations == "bfloat16" for plan in left)
     view = modules.view(job.snapshot.config, job.snapshot.weights)
-    count = len(sequences)
+    count, originals = len(sequences), _Originals()
+    before = any(plan.gptq.quality == "high" for plan in left)  # the model as it is goes first
     with ThreadPoolExecutor(job.threads) as pool:
-        solvers = [_Solver(plan, codes[plan.name], view, pool) for plan in left]
-        lanes = [walk.Lane(slice(at * count, (at + 1) * count), solver.replace) for at, solver in enumerate(solvers)]
+        solvers = [_Solver(plan, codes[plan.name], view, pool, originals.seen) for plan in left]
+        lanes = [
+            walk.Lane(slice(at * count, (at + 1) * count), solver.replace) for at, solver in enumerate(solvers, start=before)
+        ]
         hidden = walk.walk(
             job.snapshot.config,
             job.snapshot.weights,
-            np.tile(sequences, (len(left), 1)),
+            np.tile(sequences, (len(left) + before, 1)),
             threads=job.threads,
+            observe=originals.observe if before else None,
             lanes=lanes,
             narrow=narrow,
             keep=keep,
@@ -137,6 +141,22 @@ def quantised(plan: TargetPlan) -> list[Row]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Originals:
+    """What the matrices of the layer under way meet in the model as it is, micro-batch by micro-batch."""
+
+    seen: dict[str, list[F32]] = field(default_factory=dict)
+    layer: list[str] = field(default_factory=list)
+
+    def observe(self, name: str, x: F32) -> None:
+        """`walk.Observe`: a matrix that was seen in full and comes again, or one of another layer, begins a new layer."""
+        here = skeleton.layer_of(name)
+        if self.layer != [here]:
+            self.seen.clear()
+            self.layer[:] = [here]
+        self.seen.setdefault(name, []).append(x)
+
+
+@dataclass(frozen=True, slots=True)
 class _Solver:
     """One target's lane: what the walk asks it to replace, it solves, and leaves on disk."""
 
@@ -144,6 +164,7 @@ class _Solver:
     codes: Codes
     view: ModuleWeights
     pool: Executor
+    originals: Mapping[str, Sequence[F32]]  # what the layer's matrices meet in the model as it is
 
     def replace(self, weights: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
         """`staging.Replace`: matrices of the model, of which the checkpoint may hold each in several."""
@@ -153,14 +174,23 @@ class _Solver:
             return {}
         factor = self._factor(inputs)
         tokens = sum(len(x) for x in inputs)
+        shift = self._correction(next(iter(weights)), inputs, factor) if tokens >= FEW else None
         replaced = {}
         for name, found in parts.items():
             weight = weights[name].copy()
             for stored, part in found:
                 if stored in rows:
-                    weight[part] = self._solve(rows[stored], weight[part], factor, tokens)
+                    aim = weight[part] if shift is None else weight[part] + hessian.multiply(weight[part], shift, self.pool)
+                    weight[part] = self._solve(rows[stored], aim, factor, tokens)
             replaced[name] = weight
         return replaced
+
+    def _correction(self, name: str, inputs: Sequence[F32], factor: hessian.Factor) -> F32 | None:
+        """What makes up for the error that the inputs bring along; None where nobody asked or other tokens came (experts)."""
+        if self.plan.gptq.quality != "high" or name.endswith("]"):
+            return None
+        originals = self.originals[name]
+        return hessian.correction(inputs, originals, factor, self.pool)
 
     def finish(self, hidden: F32) -> None:
         """The output head, whose inputs are the final hidden states, and matrices that no token reached."""
@@ -208,8 +238,6 @@ class _Solver:
             solved = gptq.Solved(grid, gptq.nearest(weight, grid), float("nan"))
         else:
             solved = gptq.solve(weight, grid, factor, self.pool)
-            if target.quality == "high":
-                solved = refine.refine(weight, solved, factor, self.pool)
         record = Record(
             tokens=tokens,
             damping=factor.damping,

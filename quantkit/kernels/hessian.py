@@ -67,6 +67,56 @@ def factor(inputs: Sequence[F32], damp: float, pool: Executor, *, act_order: boo
     )
 
 
+def correction(inputs: Sequence[F32], originals: Sequence[F32], factor: Factor, pool: Executor) -> F32:
+    """D (width, width), with which W + W D gives for `inputs` what W gave for `originals`, by least squares with the factor's
+    damping: D^T = H^-1 sum of x (x0 - x)^T. Inputs of a layer whose layers before are quantised carry their error; this takes
+    off what is linear in it (as GPTAQ, Li et al., 2025, and Qronos, Zhang et al., 2025, do).
+
+    inputs, originals: float32 (tokens, width), pair by pair of the same tokens. Memory: two float32 matrices.
+    """
+    import torch
+
+    width = len(factor.order)
+    index, lower = torch.from_numpy(factor.order), torch.from_numpy(factor.lower)
+    crossed = torch.zeros((width, width))
+
+    def add(start: int) -> None:
+        with torch.no_grad():
+            for x, difference in pairs:
+                crossed[:, start : start + PANEL].addmm_(x.T, difference[:, start : start + PANEL])
+
+    def solve(start: int) -> None:
+        with torch.no_grad():
+            part = crossed[:, start : start + PANEL]
+            part.copy_(torch.cholesky_solve(part, lower))
+
+    for first in range(0, len(inputs), _AT_ONCE):
+        pairs = []
+        for x, original in zip(inputs[first : first + _AT_ONCE], originals[first : first + _AT_ONCE], strict=True):
+            one = torch.from_numpy(x)[:, index]
+            pairs.append((one, torch.from_numpy(original)[:, index] - one))
+        list(pool.map(add, range(0, width, PANEL)))
+    list(pool.map(solve, range(0, width, PANEL)))
+    found: F32 = np.empty((width, width), np.float32)
+    found[np.ix_(factor.order, factor.order)] = crossed.numpy().T
+    return found
+
+
+def multiply(weight: F32, matrix: F32, pool: Executor) -> F32:
+    """weight (rows, width) @ matrix (width, width), by slabs of rows."""
+    import torch
+
+    out, right = np.empty_like(weight), torch.from_numpy(matrix)
+
+    def one(start: int) -> None:
+        with torch.no_grad():
+            part = torch.from_numpy(np.ascontiguousarray(weight[start : start + PANEL]))
+            torch.mm(part, right, out=torch.from_numpy(out[start : start + PANEL]))
+
+    list(pool.map(one, range(0, len(weight), PANEL)))
+    return out
+
+
 def energy(weight: F32, factor: Factor, pool: Executor) -> float:
     """tr(W H W^T), the output's own energy, of weight (rows, width)."""
     import torch

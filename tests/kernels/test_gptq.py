@@ -155,3 +155,22 @@ def test_a_group_that_does_not_divide_is_refused(pool: Executor) -> None:
     weight = np.zeros((4, 96), np.float32)
     with pytest.raises(InputError, match="group: 64 does not divide the 96 columns; these do: 32, -1"):
         gptq.fit(weight, np.ones(96, np.float32), bits=4, group=64, symmetric=True, pool=pool)
+
+
+def test_the_correction_makes_up_for_inputs_that_went_astray(pool: Executor) -> None:
+    dice = np.random.default_rng(2)
+    originals = inputs("correlated", 300)
+    astray = [x + 0.1 * x @ dice.standard_normal((300, 300)).astype(np.float32) / 17 for x in originals]
+    weight = dice.standard_normal((64, 300)).astype(np.float32)
+    factor = hessian.factor(astray, 1e-4, pool)
+    shift = hessian.correction(astray, originals, factor, pool)
+    corrected = weight + hessian.multiply(weight, shift, pool)
+
+    def error(candidate: F32) -> float:
+        return sum(float(np.square(x @ weight.T - y @ candidate.T).sum()) for x, y in zip(originals, astray, strict=True))
+
+    x, y = (np.concatenate(each).astype(np.float64) for each in (originals, astray))
+    h = damped(astray, 1e-4)
+    exact = weight + weight @ np.linalg.solve(h, y.T @ (x - y)).T
+    np.testing.assert_allclose(corrected, exact, atol=2e-3)
+    assert error(corrected) < 0.02 * error(weight)
