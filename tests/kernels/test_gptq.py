@@ -160,7 +160,8 @@ def test_a_group_that_does_not_divide_is_refused(pool: Executor) -> None:
 def test_the_correction_makes_up_for_inputs_that_went_astray(pool: Executor) -> None:
     dice = np.random.default_rng(2)
     originals = inputs("correlated", 300)
-    astray = [x + 0.1 * x @ dice.standard_normal((300, 300)).astype(np.float32) / 17 for x in originals]
+    turned = dice.standard_normal((300, 300)).astype(np.float32) / 17
+    astray = [x + 0.1 * x @ turned for x in originals]
     weight = dice.standard_normal((64, 300)).astype(np.float32)
     factor = hessian.factor(astray, 1e-4, pool)
     shift = hessian.correction(astray, originals, factor, pool)
