@@ -73,7 +73,7 @@ setup-system:                             ## what some tests use of the system; 
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
-quantize: setup $(if $(filter demo,$(RECIPE)),setup-demo)
+quantize: setup $(if $(filter demo demo-%,$(RECIPE)),setup-demo)
 	$(BIN)/quantkit run recipes/$(RECIPE).yaml $(ARGS)
 
 lint: setup-dev
