@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from quantkit.kernels import gptq, hessian
 from quantkit.pipeline import Options
 from quantkit.progress import silent
 from quantkit.source import text as texts
-from quantkit.values import F32, Snapshot, TensorInfo
+from quantkit.values import F32, Inputs, Snapshot, TensorInfo
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 THREADS = 2
@@ -133,7 +133,7 @@ def peer(given: Subject, calibration: Path, target: Mapping[str, Any], tokens: i
             return score(given, Replaced(given.snapshot.weights, found))
         sequences = corpus.cut(calibration, given.snapshot.tokenizer, chunks=tokens // LENGTH, length=LENGTH, seed=0)
 
-        def replace(weights: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+        def replace(weights: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
             factor = hessian.factor(inputs, 0.01, pool, act_order=False)
             for name, weight in weights.items():
                 grid = _rounded(weight, bits, group, symmetric, pool).grid
@@ -194,7 +194,7 @@ def make_layer(work: Path) -> dict[str, Any]:
     began = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as pool:
 
-        def replace(weights: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+        def replace(weights: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
             start = time.perf_counter()
             factor = hessian.factor(inputs, 0.01, pool)
             seconds["factor"] += time.perf_counter() - start

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import calibrating, modules, skeleton, walk, workspace
-from quantkit.errors import WeightError
+from quantkit.errors import ResourceError, WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
 from quantkit.job import Job
@@ -26,7 +26,7 @@ from quantkit.kernels import gptq, hessian
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.modules import ModuleWeights
 from quantkit.planning import TargetPlan
-from quantkit.values import F32, Artefact, Row, Written
+from quantkit.values import F32, Artefact, Inputs, Row, Written
 from quantkit.version import __version__
 
 FEW = 128  # tokens
@@ -166,7 +166,7 @@ class _Solver:
     pool: Executor
     originals: Mapping[str, Sequence[F32]]  # what the layer's matrices meet in the model as it is
 
-    def replace(self, weights: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+    def replace(self, weights: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
         """`staging.Replace`: matrices of the model, of which the checkpoint may hold each in several."""
         rows = {row.name: row for row in quantised(self.plan)}
         parts = {name: self._parts(name, weight) for name, weight in weights.items()}
@@ -185,7 +185,7 @@ class _Solver:
             replaced[name] = weight
         return replaced
 
-    def _correction(self, name: str, inputs: Sequence[F32], factor: hessian.Factor) -> F32 | None:
+    def _correction(self, name: str, inputs: Inputs, factor: hessian.Factor) -> F32 | None:
         """What makes up for the error that the inputs bring along; None where nobody asked or other tokens came (experts)."""
         if self.plan.gptq.quality != "high" or name.endswith("]"):
             return None
@@ -194,11 +194,16 @@ class _Solver:
 
     def finish(self, hidden: F32) -> None:
         """The output head, whose inputs are the final hidden states, and matrices that no token reached."""
+        experts = {part for parts in self.view.experts.values() for expert in parts for part in expert}
         for row in quantised(self.plan):
             if row.name == layout.HEAD:
                 inputs = list(hidden)
                 self._solve(row, self._read(row), self._factor(inputs), sum(map(len, inputs)))
             elif not self.codes.holds(row.name):
+                if row.name not in experts:
+                    raise ResourceError(
+                        f"{row.name} has no codes though the walk is past it: the build folder was changed; run with --force"
+                    )
                 ones = np.ones((1, row.shape[1]), np.float32)
                 self._solve(row, self._read(row), self._factor([ones]), 0)
 
@@ -221,7 +226,7 @@ class _Solver:
             row += count
         return found
 
-    def _factor(self, inputs: Sequence[F32]) -> hessian.Factor:
+    def _factor(self, inputs: Inputs) -> hessian.Factor:
         return hessian.factor(inputs, self.plan.gptq.damp, self.pool)
 
     def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int) -> F32:

@@ -7,16 +7,16 @@ So a matrix's weights can be replaced knowing its input on the whole batch, and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantkit.values import F32
+from quantkit.values import F32, Inputs
 
 if TYPE_CHECKING:
     import torch
 
-Replace = Callable[[Mapping[str, F32], Sequence[F32]], Mapping[str, F32]]
+Replace = Callable[[Mapping[str, F32], Inputs], Mapping[str, F32]]
 """replace(weights, inputs): matrices of one layer, float32 (out, in), that meet the same input, and that input, float32
 (tokens, in), of every micro-batch in order. Returns what takes their place; those it does not name stay. An expert of a fused
 tensor is "weight[3]", and gets the tokens that reach it."""
@@ -36,6 +36,24 @@ class _Batch:
     output: Any = None
     error: BaseException | None = None
     done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Inputs that wait, as `values.Inputs`: one that waits as bfloat16 is made float32 when it is asked for."""
+
+    tensors: Sequence[torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int, /) -> F32:
+        x = self.tensors[index]
+        found: F32 = x.reshape(-1, x.shape[-1]).float().numpy()
+        return found
+
+    def __iter__(self) -> Iterator[F32]:
+        return (self[index] for index in range(len(self)))
 
 
 def sharing(forward: Callable[[Meet], Any]) -> dict[str, tuple[str, ...]]:
@@ -115,7 +133,7 @@ def run(
             name = min((batch.at for batch in waiting if batch.at is not None), key=order)
             here = [batch for batch in waiting if batch.at == name]
             together = groups.get(name, (name,))
-            inputs = [batch.input.reshape(-1, batch.input.shape[-1]).float().numpy() for batch in here]
+            inputs = _Waiting([batch.input for batch in here])
             for replaced, weights in replace({each: get(each) for each in together}, inputs).items():
                 put(replaced, weights)
             del inputs

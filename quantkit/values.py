@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -81,6 +81,16 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+
+
+class Inputs(Protocol):
+    """What a matrix meets, micro-batch by micro-batch, each float32 (tokens, width); a list of them is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> F32: ...
+
+    def __iter__(self) -> Iterator[F32]: ...
 
 
 class Weights(Protocol):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import matrices, modules, skeleton, staging
+from quantkit import matrices, memory, modules, skeleton, staging
 from quantkit.errors import WeightError
 from quantkit.staging import Replace
 from quantkit.values import F32, Progress, Weights
@@ -157,6 +157,8 @@ def _stage(run: _Run, layer: _Layer, hidden: torch.Tensor, *args: Any, **kwargs:
     output = _join([pieces[start] for start in sorted(pieces)], run.narrow and not layer.last)
     if run.keep is not None:
         _keep(run.keep, layer.index, output)
+    pieces.clear()
+    memory.release()
     if layer.report is not None:
         layer.report()
     return output

@@ -25,6 +25,8 @@ LAYERS = [
         "sealing",
         "doctor",
         "screen",
+        "reopening",
+        "calibrating",
     },
     {"__init__"},
     {"cli"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tiny import CONFIGS, tiny
 from quantkit import heads, skeleton, source
 from quantkit import walk as walking
 from quantkit.errors import UnsupportedError, WeightError
-from quantkit.values import F32
+from quantkit.values import F32, Inputs
 
 
 def sequences(count: int = 5, length: int = 48) -> Any:
@@ -164,7 +164,7 @@ def test_encoder_and_decoder_are_walked(name: str, pico: Callable[[str], Path]) 
     assert {rows for name, rows in seen.items() if name not in crossing and "EncDecAttention.v" not in name} == {answers.size}
 
 
-def coarse(weights: Mapping[str, F32], _: Sequence[F32]) -> dict[str, F32]:
+def coarse(weights: Mapping[str, F32], _: Inputs) -> dict[str, F32]:
     return {name: np.round(8 * weight) / 8 for name, weight in weights.items()}
 
 
@@ -202,7 +202,7 @@ def test_matrices_are_replaced_together_where_they_meet_the_same_input() -> None
     config, _, weights = tiny("llama")
     met: list[tuple[list[str], list[tuple[int, ...]]]] = []
 
-    def replace(matrices: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+    def replace(matrices: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
         met.append(([name.split(".", 3)[3] for name in matrices], [x.shape for x in inputs]))
         return {}
 
@@ -217,7 +217,7 @@ def test_experts_get_the_tokens_that_reach_them(pico: Callable[[str], Path]) -> 
     config, _, weights = saved(pico("mixtral"), "AutoModelForCausalLM")
     tokens, seen = sequences(), dict[str, int]()
 
-    def replace(matrices: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+    def replace(matrices: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
         for name in matrices:
             assert name not in seen
             seen[name] = sum(len(x) for x in inputs)
@@ -240,7 +240,7 @@ def test_a_walk_that_was_stopped_goes_on_with_the_next_layer(kind: str, narrow: 
         pass
 
     def until(stop: str | None) -> Callable[..., dict[str, F32]]:
-        def replace(matrices: Mapping[str, F32], inputs: Sequence[F32]) -> dict[str, F32]:
+        def replace(matrices: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
             made.extend(matrices)
             if stop is not None and any(stop in name for name in matrices):
                 raise Stopped

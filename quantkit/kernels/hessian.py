@@ -6,7 +6,6 @@ of threads. Products run in torch on one thread each (its caller sets that), sin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.values import F32
+from quantkit.values import F32, Inputs
 
 PANEL = 256  # columns
 _AT_ONCE = 4  # inputs whose columns are put in order, which takes a copy
@@ -37,7 +36,7 @@ class Factor:
     damping: float
 
 
-def factor(inputs: Sequence[F32], damp: float, pool: Executor, *, act_order: bool = True) -> Factor:
+def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = True) -> Factor:
     """The Cholesky factor in float64 of H of `inputs`, each float32 (tokens, width), with `damp` times its mean diagonal added.
 
     act_order: columns by falling diagonal, the greatest last, since codes are chosen from the last column to the first; else
@@ -45,7 +44,7 @@ def factor(inputs: Sequence[F32], damp: float, pool: Executor, *, act_order: boo
     adds a thousand times as much as was asked for. Raises ValueError if even that does not do: inputs are not finite.
     Memory: one float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
     """
-    diagonal = np.sum([np.square(x).sum(0, dtype=np.float64) for x in inputs], 0)
+    diagonal = np.sum([np.square(inputs[index]).sum(0, dtype=np.float64) for index in range(len(inputs))], 0)
     dead = np.flatnonzero(diagonal == 0)
     order = np.argsort(diagonal, kind="stable") if act_order else np.arange(len(diagonal))[::-1].copy()
     width, mean = len(diagonal), float(diagonal.mean()) or 1.0
@@ -67,7 +66,7 @@ def factor(inputs: Sequence[F32], damp: float, pool: Executor, *, act_order: boo
     )
 
 
-def correction(inputs: Sequence[F32], originals: Sequence[F32], factor: Factor, pool: Executor) -> F32:
+def correction(inputs: Inputs, originals: Inputs, factor: Factor, pool: Executor) -> F32:
     """D (width, width), with which W + W D gives for `inputs` what W gave for `originals`, by least squares with the factor's
     damping: D^T = H^-1 sum of x (x0 - x)^T. Inputs of a layer whose layers before are quantised carry their error; this takes
     off what is linear in it (as GPTAQ, Li et al., 2025, and Qronos, Zhang et al., 2025, do).
@@ -92,9 +91,9 @@ def correction(inputs: Sequence[F32], originals: Sequence[F32], factor: Factor, 
 
     for first in range(0, len(inputs), _AT_ONCE):
         pairs = []
-        for x, original in zip(inputs[first : first + _AT_ONCE], originals[first : first + _AT_ONCE], strict=True):
-            one = torch.from_numpy(x)[:, index]
-            pairs.append((one, torch.from_numpy(original)[:, index] - one))
+        for at in range(first, min(first + _AT_ONCE, len(inputs))):
+            one = torch.from_numpy(inputs[at])[:, index]
+            pairs.append((one, torch.from_numpy(originals[at])[:, index] - one))
         list(pool.map(add, range(0, width, PANEL)))
     list(pool.map(solve, range(0, width, PANEL)))
     found: F32 = np.empty((width, width), np.float32)
@@ -131,7 +130,7 @@ def energy(weight: F32, factor: Factor, pool: Executor) -> float:
     return sum(pool.map(one, range(0, len(weight), PANEL))) or 1.0
 
 
-def _accumulate(hessian: F32, inputs: Sequence[F32], order: NDArray[np.intp], pool: Executor) -> None:
+def _accumulate(hessian: F32, inputs: Inputs, order: NDArray[np.intp], pool: Executor) -> None:
     """Add x^T x, columns in `order`, to the lower triangle of `hessian` for every x; what lies above it within a panel is
     filled too, and means nothing."""
     import torch
@@ -145,7 +144,7 @@ def _accumulate(hessian: F32, inputs: Sequence[F32], order: NDArray[np.intp], po
                 whole[start:, start:stop].addmm_(x[:, start:].T, x[:, start:stop])
 
     for first in range(0, len(inputs), _AT_ONCE):
-        ordered = [torch.from_numpy(x)[:, index] for x in inputs[first : first + _AT_ONCE]]
+        ordered = [torch.from_numpy(inputs[at])[:, index] for at in range(first, min(first + _AT_ONCE, len(inputs)))]
         list(pool.map(add, range(0, len(hessian), PANEL)))
 
 

