@@ -155,7 +155,7 @@ def _encode_slab(
             f"{placement.source}: row {start + bad} holds NaN or infinity. The checkpoint is damaged, or was saved in a type "
             "too narrow for it: fetch it again, or ask its publisher"
         )
-    if codec.exact and not placement.transposed and weights.infos[placement.source].dtype not in FLOATS:
+    if codec.exact and not placement.transposed and weights.infos[placement.pieces[0].name].dtype not in FLOATS:
         as_it_is = codec.exact(values)
         if as_it_is is not None:
             packed[start:stop] = as_it_is
