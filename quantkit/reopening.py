@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from quantkit import quality, solving, source
-from quantkit.checks import divergence, perplexity, reopened, scoring
+from quantkit.checks import divergence, latency, perplexity, reopened, scoring
 from quantkit.checks.scoring import Scores
-from quantkit.engines import torch_blocks
+from quantkit.engines import torch_blocks, transformers_speed
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Reference
 from quantkit.recipe import Latency
 from quantkit.solving import Codes
+from quantkit.source.files import TensorFiles
 from quantkit.source.quantised import QuantisedTensors
-from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot
-
-_READERS = "transformers with optimum and gptqmodel, or vLLM"
+from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
 
 
-def check(
-    job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, codes: Codes
-) -> tuple[list[CheckResult], Mapping[str, float]]:
-    """Every check of one checkpoint, and the relative error of every tensor."""
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """What the checks of a checkpoint came to: results, the relative error of every tensor, its speed and its original's."""
+
+    results: tuple[CheckResult, ...]
+    errors: Mapping[str, float]
+    speed: Speed | None
+    original: Speed | None
+
+
+def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, codes: Codes) -> Reopened:
+    """Every check of one checkpoint."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
     found = source.describe(str(artefact.path.parent))
@@ -34,7 +44,7 @@ def check(
         return job.snapshot.weights.read(row.name, start, stop)
 
     sound, errors = reopened.check(weights, plan.rows, source_rows, weights.codes, digests, progress=job.progress)
-    results = [sound]
+    results, speed, original = [sound], None, None
     if sound.verdict == "pass":
         scores = _score(job, found, reference)
         results += [
@@ -42,10 +52,11 @@ def check(
             divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
             *([divergence.check_second(_score(job, found, reference.second))] if reference.second else []),
             _calibration(plan, codes),
-            _untimed(gates.latency),
         ]
+        timed, speed, original = _time(job, artefact, gates.latency)
+        results.append(timed)
     weights.close()
-    return results, errors
+    return Reopened(tuple(results), errors, speed, original)
 
 
 def _score(job: Job, found: Snapshot, reference: Reference) -> Scores:
@@ -80,9 +91,23 @@ def _calibration(plan: TargetPlan, codes: Codes) -> CheckResult:
     return CheckResult("calibration", "report", "; ".join(said) or "nothing left open", values, {}, "quantkit")
 
 
-def _untimed(pace: Latency) -> CheckResult:
+def _time(job: Job, artefact: Artefact, pace: Latency) -> tuple[CheckResult, Speed | None, Speed | None]:
+    """The checkpoint's speed in transformers against its original's, where both can be run; else why not."""
     gates = {"min_decode_ratio": pace.min_decode_ratio, "min_prefill_ratio": pace.min_prefill_ratio}
+    original = _folder(job.snapshot)
+    if transformers_speed.available() and original is not None:
+        measure = partial(transformers_speed.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode)
+        return latency.check(measure, artefact.path.parent, original, rounds=pace.rounds, **gates, progress=job.progress)
     limits = {name: limit for name, limit in gates.items() if limit is not None}
-    said = f"not measured: a GPTQ checkpoint runs in {_READERS}, which quantkit does not time"
+    why = "optimum and gptqmodel, with which transformers reads it, are not installed"
+    why = "its original is a GGUF file, which transformers does not time" if original is None else why
     remedy = "; set latency: report on this target" if limits else ""
-    return CheckResult("latency", "unresolved" if limits else "report", said + remedy, {}, limits, "none")
+    result = CheckResult("latency", "unresolved" if limits else "report", f"not measured: {why}{remedy}", {}, limits, "none")
+    return result, None, None
+
+
+def _folder(snapshot: Snapshot) -> Path | None:
+    """Where transformers finds the original."""
+    if snapshot.kind == "gguf" or not isinstance(snapshot.weights, TensorFiles | QuantisedTensors):
+        return None
+    return snapshot.weights.files[0].parent

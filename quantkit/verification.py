@@ -65,8 +65,13 @@ def verify_all(
     records = {}
     for plan, artefact in pairs:
         if plan.name in codes:
-            results, errors = reopening.check(job.labelled(plan.name), plan, artefact, reference, codes[plan.name])
-            records[plan.name] = _recorded(job, plan, artefact, results, errors)
+            found = reopening.check(job.labelled(plan.name), plan, artefact, reference, codes[plan.name])
+            record = _recorded(job, plan, artefact, found.results, found.errors)
+            if found.speed is not None and found.original is not None:
+                speeds = [SpeedRecord.model_validate(asdict(speed)) for speed in (found.speed, found.original)]
+                said = {"speed": speeds[0], "baseline": speeds[1], "baseline_label": "the source, in transformers"}
+                record = record.model_copy(update=said)
+            records[plan.name] = record
     left = [(plan, artefact) for plan, artefact in pairs if plan.name not in records]
     if left:
         with baseline.made(job) as original:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 import quantkit
 from quantkit import source
-from quantkit.engines import torch_blocks
+from quantkit.engines import torch_blocks, transformers_speed
 
 READER = Path(__file__).resolve().parents[3] / ".venv-reader"
 pytestmark = [
@@ -66,3 +67,24 @@ def test_transformers_gives_our_logits(pico: Callable[[str], Path], tmp_path: Pa
         # its kernel for 4 bits computes in bfloat16
         assert np.square(wanted - theirs).sum() / np.square(wanted).sum() < 2e-4, folder
         assert said[folder]["text"].startswith("The sea")
+
+
+def test_a_checkpoint_is_timed_in_transformers(
+    pico: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where optimum and gptqmodel are installed beside quantkit: the child that measures runs in their environment."""
+    monkeypatch.setattr(transformers_speed, "available", lambda: True)
+    monkeypatch.setattr(sys, "executable", str(READER / "bin" / "python"))
+    monkeypatch.setenv("PYTHONPATH", str(READER.parent))
+    path = tmp_path / "timed.yaml"
+    path.write_text(
+        f"source: {pico('llama')}\ntargets:\n  - {{format: gptq, bits: 4, group: 64}}\ncalibration: {{tokens: 1024}}\n"
+        "checks:\n  perplexity: {chunks: 2}\n  latency: {rounds: 1, prompt: 32, decode: 8, min_decode_ratio: 0.0001}\n"
+    )
+    target = quantkit.convert(path, work_dir=tmp_path, threads=2).targets[0]
+    timed = next(check for check in target.checks if check.check == "latency")
+    assert (timed.verdict, timed.engine.partition(".")[0]) == ("pass", "transformers 5")
+    assert timed.values["decode_ratio"] > 0
+    assert target.speed is not None
+    assert target.baseline is not None
+    assert (target.speed.decode_tokens, target.baseline_label) == (8, "the source, in transformers")

@@ -1,0 +1,94 @@
+"""Speed and memory of a checkpoint's folder in transformers, from a process of its own; of GPTQ's with optimum and gptqmodel.
+
+`python -m quantkit.engines.transformers_speed --folder F` measures one folder: one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantkit import memory
+from quantkit.errors import UnresolvedError
+from quantkit.values import Speed
+
+_WARM_UP_TOKENS = 16
+_READERS = ("optimum", "gptqmodel")
+
+
+def available() -> bool:
+    """Whether what transformers reads GPTQ checkpoints with is installed beside quantkit."""
+    return all(find_spec(name) is not None for name in _READERS)
+
+
+def measure(folder: Path, *, threads: int, prompt: int, decode: int) -> Speed:
+    """Speed and peak memory of one folder, from one child process; see `_measure` for what is timed.
+
+    Raises UnresolvedError where the child fails, with what it said.
+    """
+    sizes = {"threads": threads, "prompt": prompt, "decode": decode}
+    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "quantkit.engines.transformers_speed", "--folder", str(folder), *options]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2"}
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if child.returncode != 0:
+        said = child.stderr.strip().splitlines()
+        raise UnresolvedError(f"measuring {folder} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
+    return Speed(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def _measure(folder: Path, threads: int, prompt: int, decode: int) -> Speed:
+    """Load, warm up, prefill `prompt` tokens in one forward, then `decode` tokens one at a time, each the likeliest.
+
+    Times and memory as of llama_cpp_speed.measure. Tokens are arbitrary: speed does not depend on them.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu").eval()
+    loaded = time.perf_counter()
+    tokens = torch.tensor([[(7919 * index + 17) % model.config.vocab_size for index in range(prompt)]])
+    with torch.no_grad():
+        model.generate(tokens[:, :_WARM_UP_TOKENS], max_new_tokens=4, do_sample=False, pad_token_id=0)
+        warm = time.perf_counter()
+        output = model(tokens, use_cache=True)
+        token = output.logits[:, -1:].argmax(-1)
+        first = time.perf_counter()
+        for _ in range(decode):
+            output = model(token, past_key_values=output.past_key_values, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+        end = time.perf_counter()
+    return Speed(
+        engine=f"transformers {version('transformers')}",
+        threads=threads,
+        prompt_tokens=prompt,
+        decode_tokens=decode,
+        load_seconds=loaded - begin,
+        first_token_seconds=first - warm,
+        prefill_tokens_per_s=prompt / (first - warm),
+        decode_tokens_per_s=decode / (end - first),
+        peak_rss_bytes=memory.peak(),
+    )
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m quantkit.engines.transformers_speed")
+    parser.add_argument("--folder", type=Path, required=True)
+    for name, default in (("threads", 2), ("prompt", 256), ("decode", 48)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    print(json.dumps(asdict(_measure(given.folder, given.threads, given.prompt, given.decode))))
+
+
+if __name__ == "__main__":
+    _main()
