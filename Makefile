@@ -62,7 +62,7 @@ $(READER)/.ready:
 	@echo "installing transformers, optimum and gptqmodel for the reader tests" >&2
 	$(PYTHON) -m venv $(READER)
 	$(READER)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(READER)/bin/pip install --quiet --disable-pip-version-check transformers==5.23.0 optimum==2.3.0 numpy==2.2.6 accelerate setuptools wheel ninja packaging requests
+	$(READER)/bin/pip install --quiet --disable-pip-version-check transformers==5.23.0 optimum==2.3.0 numpy==2.2.6 accelerate compressed-tensors==0.20.0 setuptools wheel ninja packaging requests
 	BUILD_CUDA_EXT=0 $(READER)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation gptqmodel==7.4.0
 	BUILD_CUDA_EXT=0 $(READER)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps gptqmodel==7.5.0
 	touch $@

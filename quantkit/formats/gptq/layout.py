@@ -160,12 +160,13 @@ def quantization_config(plan: TargetPlan, target: GptqTarget, snapshot: Snapshot
     """What config.json says of the quantisation. sources: what `meta` tells of how it was made."""
     kept = {name.removesuffix(".weight") for name in matrices(snapshot)}
     rows = [(row.name.removesuffix(".weight"), of_type(row.type)) for row in plan.rows if len(row.shape) == 2]
-    left = [name for name, chosen in rows if chosen is None and (name == "lm_head" or name in kept)]
+    left = [name for name, chosen in rows if chosen is None and name in kept]
     if target.layout == "compressed-tensors":
-        return _compressed(target, rows, left)
+        whole = [] if any(name == "lm_head" and chosen for name, chosen in rows) else ["lm_head"]  # a tied one is a Linear too
+        return _compressed(target, rows, [*left, *whole])
     usual = {(target.bits, target.group), *((target.bits, each.group) for _, each in rows if each and target.group == -1)}
     own = {name: each for name, each in rows if each and (each.bits, each.group) not in usual}
-    dynamic: dict[str, Any] = {f"-:^{re.escape(name)}$": {} for name in left if name != "lm_head"}
+    dynamic: dict[str, Any] = {f"-:^{re.escape(name)}$": {} for name in left}
     dynamic |= {f"+:^{re.escape(name)}$": {"bits": each.bits, "group_size": each.group} for name, each in own.items()}
     form = "gptq" if target.stored_version == 1 else "gptq_v2"
     return {

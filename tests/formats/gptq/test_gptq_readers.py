@@ -43,10 +43,12 @@ print("FOUND" + json.dumps(found))
 
 
 def test_transformers_gives_our_logits(pico: Callable[[str], Path], tmp_path: Path) -> None:
-    # of whole rows in 4 bits gptqmodel's kernel for CPUs takes none
+    # Of whole rows in 4 bits gptqmodel's kernel for CPUs takes none; compressed-tensors 0.20.0 does not load in transformers
+    # what it writes itself with zeros of their own (it forgets to pack them where it makes room).
     targets = [
         "bits: 4, group: 64", "bits: 4, group: 128, sym: false", "bits: 3, group: 32", "bits: 2, group: 32",
         "bits: 8, group: 64", "bits: 8, group: -1", "bits: 4, group: 64, quality: high",
+        "bits: 4, group: 64, layout: compressed-tensors", "bits: 8, group: -1, layout: compressed-tensors",
     ]  # fmt: skip
     lines = "".join(f"  - {{format: gptq, {target}}}\n" for target in targets)
     path = tmp_path / "readers.yaml"
@@ -63,7 +65,8 @@ def test_transformers_gives_our_logits(pico: Callable[[str], Path], tmp_path: Pa
         found = source.describe(folder)
         logits = torch_blocks.logits(found.config, found.weights, tokens, threads=2)
         wanted, theirs = np.stack([logits(0), logits(1)]), np.load(f"{folder}/logits.npy")
-        assert not set(said[folder]["kinds"].values()) & {"Linear"}, "every matrix is one of gptqmodel's"
+        linear = "Linear" in said[folder]["kinds"].values()
+        assert linear == ("compressed-tensors" in folder), "others are gptqmodel's"
         # its kernel for 4 bits computes in bfloat16
         assert np.square(wanted - theirs).sum() / np.square(wanted).sum() < 2e-4, folder
         assert said[folder]["text"].startswith("The sea")
