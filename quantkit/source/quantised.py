@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quantkit.codecs import awq, compressed_tensors, fp8, gptq
 from quantkit.errors import SourceError, WeightError
-from quantkit.source.files import TensorFiles
+from quantkit.source.files import SLAB, TensorFiles
 from quantkit.source.schemes import FLOAT8, Packed, Presented
 from quantkit.values import F32, U8
 
@@ -87,20 +87,34 @@ class QuantisedTensors:
         return np.ascontiguousarray(awq.unpack(words)[first % step :][: last - first])
 
     def _grouped(self, packed: Packed, shape: tuple[int, int], first: int, last: int) -> F32:
-        parts, (rows, width) = packed.parts, shape
-        scales = self._stored.read(parts["scales"])
-        scales = scales.reshape(rows, -1) if packed.kind == "packed" else np.ascontiguousarray(scales.T)
-        zeros = np.full(scales.shape, 1 << (packed.bits - 1), np.int16)
-        if "zeros" in parts:
-            stored = self._integers(parts["zeros"])
-            if packed.kind == "gptq":
-                zeros = gptq.unpack_zeros(stored, packed.bits, packed.version)
-            elif packed.kind == "awq":
-                zeros = awq.unpack(stored).astype(np.int16)
-            else:
-                zeros = compressed_tensors.unpack_zeros(stored, packed.bits, rows).astype(np.int16)
-        groups = self._groups(packed, width, scales.shape[1])
-        return gptq.dequantise(self._unpacked(packed, shape, first, last), scales[first:last], zeros[first:last], groups)
+        scales = self._stored.read(packed.parts["scales"])
+        scales = scales.reshape(shape[0], -1)[first:last] if packed.kind == "packed" else scales[:, first:last].T
+        zeros = self._zeros(packed, shape[0], first, last)
+        zeros = np.full(scales.shape, 1 << (packed.bits - 1), np.int16) if zeros is None else zeros
+        groups = self._groups(packed, shape[1], scales.shape[1])
+        codes = self._unpacked(packed, shape, first, last)
+        out = np.empty((last - first, shape[1]), np.float32)
+        step = max(1, SLAB // shape[1])
+        for begin in range(0, len(out), step):
+            part = slice(begin, begin + step)
+            out[part] = gptq.dequantise(codes[part], scales[part], zeros[part], groups)
+        return out
+
+    def _zeros(self, packed: Packed, rows: int, first: int, last: int) -> NDArray[np.int16] | None:
+        """The zeros (last - first, groups) of rows [first, last), out of the words that hold them; None of symmetric codes."""
+        if "zeros" not in packed.parts:
+            return None
+        stored = self._integers(packed.parts["zeros"])
+        begin, end = first // 32, -(-last // 32)
+        words = slice(begin * packed.bits, end * packed.bits)  # 32 zeros fill as many words as they have bits
+        if packed.kind == "gptq":
+            zeros = gptq.unpack_zeros(stored[:, words], packed.bits, packed.version)
+        elif packed.kind == "awq":
+            zeros = awq.unpack(stored[:, words]).astype(np.int16)
+        else:
+            held = min(32 * end, rows) - 32 * begin
+            zeros = compressed_tensors.unpack_zeros(stored[words], packed.bits, held).astype(np.int16)
+        return zeros[first - 32 * begin : last - 32 * begin]
 
     def _groups(self, packed: Packed, width: int, count: int) -> NDArray[np.intp]:
         """The group of every column. Raises SourceError for one that has no scale."""
