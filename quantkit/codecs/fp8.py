@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -30,18 +31,28 @@ def _table(kind: str) -> Any:
     return values.astype(np.float32)
 
 
+def covers(scales: tuple[int, ...], shape: tuple[int, int], block: tuple[int, int] | None) -> bool:
+    """Whether scales of that shape belong to a matrix of `shape`: see `spread`."""
+    rows, width = shape
+    if math.prod(scales) == 1 or scales == (rows,):
+        return True
+    if block is not None:
+        return scales == (-(-rows // block[0]), -(-width // block[1]))
+    return len(scales) == 2 and scales[0] == rows and scales[1] > 0 and width % scales[1] == 0
+
+
 def spread(scales: F32, shape: tuple[int, int], block: tuple[int, int] | None, start: int, stop: int) -> F32:
     """Scales for rows [start, stop) of a matrix of `shape`, to multiply them with.
 
-    scales: one for the matrix (), (1,); one for a row (out,), (out, 1); one for a row's group of columns (out, groups); or
-    one for a block of rows and columns, ragged at the ends. Raises ValueError for another shape.
+    scales: one for the matrix (), (1,); one for a row (out,), (out, 1); one for a row's group of columns (out, groups); or,
+    with `block`, one for a block of rows and columns, ragged at the ends. Raises ValueError for another shape.
     """
     rows, width = shape
+    if not covers(scales.shape, shape, block):
+        raise ValueError(f"scales {list(scales.shape)} belong to no matrix of {list(shape)}")
     if scales.size == 1:
         return scales.reshape(1, 1)
-    grid = scales.reshape(rows, 1) if scales.shape == (rows,) else scales
-    if grid.ndim == 2 and len(grid) == rows and width % grid.shape[1] == 0:
-        return np.repeat(grid[start:stop], width // grid.shape[1], 1)
-    if block is None or grid.shape != (-(-rows // block[0]), -(-width // block[1])):
-        raise ValueError(f"scales {list(scales.shape)} belong to no matrix of {list(shape)}")
-    return np.repeat(grid[np.arange(start, stop) // block[0]], block[1], 1)[:, :width]
+    if block is not None and scales.shape != (rows,):
+        return np.repeat(scales[np.arange(start, stop) // block[0]], block[1], 1)[:, :width]
+    grid = scales.reshape(rows, -1)[start:stop]
+    return np.repeat(grid, width // grid.shape[1], 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from quantkit.errors import SourceError
 from quantkit.values import F32, U8, Progress, TensorInfo
 
-_SLAB = 1 << 20  # weights decoded at a time
+SLAB = 1 << 20  # weights decoded at a time
+_PAGE = 1 << 12  # bytes that a disk's cache holds together
+_BAND = 1 << 20  # bytes read at a time for columns of short rows
 _PIECE = 1 << 24  # bytes hashed at a time
 
 
@@ -61,7 +63,7 @@ class TensorFiles:
         out = np.empty((last - first, span.width), dtype=np.float32)
         # A reordered row may come from anywhere in the tensor; packed, the whole of it is small.
         packed = self._rows(span, 0, span.rows)[span.order[first:last]] if span.order is not None else None
-        step = max(1, _SLAB // span.width)
+        step = max(1, SLAB // span.width)
         for begin in range(0, len(out), step):
             end = min(begin + step, len(out))
             raw = self._rows(span, first + begin, first + end) if packed is None else packed[begin:end]
@@ -79,22 +81,33 @@ class TensorFiles:
         """Columns [first, last) of every row as they lie in the file: (rows, bytes)."""
         span = self._spans[name]
         size = span.row_bytes // span.width
-        part = Span(span.path, 0, 1, (last - first) * size, last - first, span.decode)
-        starts = (span.offset + first * size + row * span.row_bytes for row in range(span.rows))
-        return np.concatenate([self._rows(replace(part, offset=start), 0, 1) for start in starts])
+        out = np.empty((span.rows, (last - first) * size), np.uint8)
+        if span.row_bytes > _PAGE:
+            for row, place in enumerate(out):
+                self._fill(span.path, span.offset + row * span.row_bytes + first * size, place)
+            return out
+        step = _BAND // span.row_bytes  # no page is left out by reading less
+        for begin in range(0, span.rows, step):
+            end = min(begin + step, span.rows)
+            out[begin:end] = self._rows(span, begin, end)[:, first * size : last * size]
+        return out
 
     def _rows(self, span: Span, start: int, stop: int) -> U8:
         raw = np.empty((stop - start, span.row_bytes), dtype=np.uint8)
-        with self._opening:
-            if span.path not in self._open:
-                self._open[span.path] = os.open(span.path, os.O_RDONLY)
-        view, position = raw.reshape(-1).data, span.offset + start * span.row_bytes
-        while view:  # one call reads at most 2 GiB
-            count = os.preadv(self._open[span.path], [view], position)
-            if count == 0:
-                raise SourceError(f"{span.path.name} ends at byte {position}: it was cut short while in use")
-            view, position = view[count:], position + count
+        self._fill(span.path, span.offset + start * span.row_bytes, raw.reshape(-1))
         return raw
+
+    def _fill(self, path: Path, position: int, out: U8) -> None:
+        """Read as many bytes as `out` (n,) has."""
+        with self._opening:
+            if path not in self._open:
+                self._open[path] = os.open(path, os.O_RDONLY)
+        view = out.data
+        while view:  # one call reads at most 2 GiB
+            count = os.preadv(self._open[path], [view], position)
+            if count == 0:
+                raise SourceError(f"{path.name} ends at byte {position}: it was cut short while in use")
+            view, position = view[count:], position + count
 
     def close(self) -> None:
         while self._open:

@@ -13,9 +13,10 @@ import numpy as np
 
 from quantkit import arch, checkpoint
 from quantkit.errors import SourceError, UnsupportedError
-from quantkit.source import card, pooling, quantised, vocabulary
+from quantkit.source import card, pooling, schemes, vocabulary
 from quantkit.source.files import DeclaredTensors, Span, TensorFiles
-from quantkit.source.quantised import Presented, QuantisedTensors
+from quantkit.source.quantised import QuantisedTensors
+from quantkit.source.schemes import Presented
 from quantkit.values import F32, U8, Snapshot, TensorInfo, Tokenizer, Weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -197,7 +198,7 @@ def _safetensors(
 def select(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> Presented:
     """The tensors as they are without quantisation, and without those known to be redundant. Raises UnsupportedError for a
     stored type that cannot be read."""
-    presented = quantised.present(config, infos)
+    presented = schemes.present(config, infos)
     redundant = checkpoint.redundant(arch.find(config), config, presented.infos)
     kept = {name: info for name, info in presented.infos.items() if name not in redundant}
     odd = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantkit import source
-from quantkit.errors import SourceError, UnsupportedError
+from quantkit.errors import SourceError, UnsupportedError, WeightError
 from quantkit.values import F32
 
 Parts = dict[str, torch.Tensor]
@@ -46,7 +47,9 @@ def rounded(weight: F32, bits: int, group: int, symmetric: bool, order: Any = No
     return codes, scales, zeros, groups, (codes - zeros[:, groups]).astype(np.float32) * scales[:, groups].astype(np.float32)
 
 
-def gptq(weight: F32, bits: int, group: int, version: int, symmetric: bool, ordered: bool) -> tuple[Parts, F32]:
+def gptq(
+    weight: F32, bits: int, group: int, version: int = 1, symmetric: bool = True, ordered: bool = False
+) -> tuple[Parts, F32]:
     order = np.random.default_rng(5).permutation(weight.shape[1]) if ordered else None
     codes, scales, zeros, groups, wanted = rounded(weight, bits, group, symmetric, order)
     parts = {
@@ -79,6 +82,23 @@ def pack_quantized(weight: F32, bits: int, symmetric: bool, ordered: bool) -> tu
     if not symmetric:
         parts["weight_zero_point"] = packed(zeros.T, bits).T.contiguous()
     return parts | ({"weight_g_idx": torch.from_numpy(groups.astype(np.int32))} if ordered else {}), wanted
+
+
+def int_ordered(weight: F32) -> tuple[Parts, F32]:
+    """int8 with groups that activations ordered, and zeros."""
+    order = np.random.default_rng(5).permutation(weight.shape[1])
+    codes, scales, zeros, groups, wanted = rounded(weight, 8, 64, symmetric=False, order=order)
+    return {
+        "weight": torch.from_numpy((codes - 128).astype(np.int8)),
+        "weight_scale": torch.from_numpy(scales),
+        "weight_zero_point": torch.from_numpy((zeros - 128).astype(np.int8)),
+        "weight_g_idx": torch.from_numpy(groups.astype(np.int32)),
+    }, wanted
+
+
+def unordered(parts: tuple[Parts, F32]) -> tuple[Parts, F32]:
+    """With the groups that compressed-tensors writes where nothing reordered them."""
+    return parts[0] | {"weight_g_idx": torch.full((parts[1].shape[1],), -1, dtype=torch.int32)}, parts[1]
 
 
 def int_quantized(weight: F32) -> tuple[Parts, F32]:
@@ -128,6 +148,9 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[F32], tuple[Parts, F32]]]] = {
                             lambda w: pack_quantized(w, 4, symmetric=False, ordered=True)),
     "packed-8": (compressed("pack-quantized", num_bits=8, group_size=32, strategy="group"),
                  lambda w: pack_quantized(w, 8, symmetric=True, ordered=False)),
+    "packed-4-unordered": (compressed("pack-quantized", num_bits=4, group_size=32, strategy="group", symmetric=False),
+                           lambda w: unordered(pack_quantized(w, 4, symmetric=False, ordered=False))),
+    "int8-order": (compressed("int-quantized", num_bits=8, group_size=64, strategy="group", symmetric=False), int_ordered),
     "int8": (compressed("int-quantized", num_bits=8, strategy="channel"), int_quantized),
     "float8-channel": (compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
                        lambda w: float8(w, None, "channel", "weight_scale")),
@@ -166,7 +189,7 @@ def test_tensors_are_what_the_codes_make(case: str, quantised: Callable[..., tup
     assert found.quantised()
     for name, values in wanted.items():
         assert found.weights.infos[name].shape == values.shape
-        np.testing.assert_allclose(found.weights.read(name), values, rtol=1e-6, atol=1e-9)
+        assert np.array_equal(found.weights.read(name), values)
         assert np.array_equal(found.weights.read(name, 13, 45), found.weights.read(name)[13:45])
         assert np.array_equal(found.weights.read(name, 200), found.weights.read(name)[200:])
     found.weights.close()
@@ -231,3 +254,126 @@ def test_parts_that_lack_or_do_not_fit_are_named(quantised: Any) -> None:
     save_file(tensors | {f"{name}.g_idx": tensors[f"{name}.g_idx"] + 1}, path)
     with pytest.raises(SourceError, match=rf"{name}.g_idx has 256 groups from 1 to 4 for 256 columns and 4 scales"):
         source.describe(str(place)).weights.read(f"{name}.weight")
+
+
+def changed(place: Path, tensors: Parts) -> None:
+    """Put other tensors into a checkpoint."""
+    path = place / "model.safetensors"
+    whole = {**load_file(path), **tensors}
+    save_file({name: tensor.contiguous() for name, tensor in whole.items()}, path, {"format": "pt"})
+
+
+MODULE = "model.layers.0.mlp.up_proj"
+
+
+def test_modules_have_bits_and_groups_of_their_own(quantised: Any, pico: Callable[[str], Path]) -> None:
+    own = {
+        "-:lm_head": {},
+        r"+:model\.layers\.0\.mlp\.up_proj$": {"bits": 8, "group_size": 32},
+        r".*\.up_proj$": {"bits": 2},
+        r".*\.v_proj$": {"bits": 3},
+    }
+    place, wanted = quantised("gptq-4", dynamic=own)
+    original = load_file(pico("llama") / "model.safetensors")
+    for name in (name for name in original if name.endswith(("up_proj.weight", "v_proj.weight"))):
+        settings = (3, 128) if "v_proj" in name else (8, 32) if name.startswith(MODULE) else (2, 128)
+        parts, wanted[name] = gptq(original[name].numpy(), *settings)
+        changed(place, {f"{name.removesuffix('.weight')}.{role}": part for role, part in parts.items()})
+    weights = source.describe(str(place)).weights
+    for name, values in wanted.items():
+        assert np.array_equal(weights.read(name), values)
+    kinds = [weights.infos[f"{name}.weight"].dtype for name in (MODULE, MODULE.replace("0", "1"), MODULE.replace("up", "gate"))]
+    assert kinds == ["GPTQ-8", "GPTQ-2", "GPTQ-4"]
+
+
+def test_groups_that_do_not_divide_the_width(quantised: Any) -> None:
+    """256 columns in groups of 96: 96, 96 and 64, in order, whether g_idx says so or not."""
+    place, _ = quantised("gptq-4", dynamic={MODULE: {"group_size": 96}})
+    generator = np.random.default_rng(2)
+    scales, codes = generator.uniform(0.01, 0.02, (3, 512)).astype(np.float16), generator.integers(0, 16, (512, 256))
+    groups = np.repeat([0, 1, 2], [96, 96, 64])
+    wanted = (codes - 8).astype(np.float32) * scales.T[:, groups].astype(np.float32)
+    parts = {
+        "qweight": packed(codes, 4).T,
+        "qzeros": torch.full((3, 64), 0x77777777, dtype=torch.int32),
+        "scales": torch.from_numpy(scales),
+    }
+    for further in ({}, {"g_idx": torch.from_numpy(groups.astype(np.int32))}):
+        named = {f"{MODULE}.{role}": part for role, part in {**parts, **further}.items()}
+        changed(place, named)
+        weights = source.describe(str(place)).weights
+        assert np.array_equal(weights.read(f"{MODULE}.weight"), wanted)
+        assert np.array_equal(weights.read(f"{MODULE}.weight", 77, 91), wanted[77:91])
+
+
+@pytest.mark.parametrize("case", ["gptq-3", "awq", "fp8-block"])
+def test_threads_read_at_once(case: str, quantised: Any) -> None:
+    place, wanted = quantised(case)
+    weights = source.describe(str(place)).weights
+    spans = [(name, start) for name in wanted if wanted[name].ndim == 2 for start in range(0, len(wanted[name]), 37)]
+    with ThreadPoolExecutor(8) as pool:
+        for (name, start), rows in zip(spans, pool.map(lambda at: weights.read(at[0], at[1], at[1] + 37), spans), strict=True):
+            assert np.array_equal(rows, wanted[name][start : start + 37])
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "code", "shown"),
+    [
+        ("float8-channel", "F8_E4M3", 0x7F, "nan"),
+        ("float8-channel", "F8_E4M3", 0xFF, "nan"),
+        ("fp8-tensor", "F8_E5M2", 0xFC, "-inf"),
+    ],
+)
+def test_a_code_that_is_no_number_is_named(case: str, dtype: str, code: int, shown: str, quantised: Any) -> None:
+    place, _ = quantised(case)
+
+    whole = load_file(place / "model.safetensors")[f"{MODULE}.weight"]
+    whole.view(torch.uint8)[70, 33] = code
+    changed(place, {f"{MODULE}.weight": whole})
+    weights = source.describe(str(place)).weights
+    weights.read(f"{MODULE}.weight", 0, 70)
+    with pytest.raises(
+        WeightError, match=rf"up_proj.weight: row 70, column 33 holds {dtype}'s code 0x{code:02x}, which is {shown}"
+    ):
+        weights.read(f"{MODULE}.weight", 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("case", "part", "change", "message"),
+    [
+        ("float8-channel", "weight_scale", lambda t: t[:-1], r"do not fit each other .*weight_scale \[511, 1\]"),
+        ("fp8-block", "weight_scale_inv", lambda t: t[:, :-1], r"weight_scale_inv \[11, 2\]; 8 bits, blocks of \[48, 100\]"),
+        (
+            "float8-channel",
+            "weight_scale",
+            lambda t: t.double(),
+            r"up_proj.weight_scale is F64; known for scales: BF16, F16, F32",
+        ),
+        ("gptq-4", "qweight", lambda t: t.long(), r"up_proj.qweight is I64; known for codes: I32"),
+        ("gptq-4", "qzeros", lambda t: t[:, :-1], r"do not fit each other .*qzeros \[2, 63\]"),
+        ("awq", "qzeros", lambda t: t[:-1], r"do not fit each other .*qzeros \[3, 64\]"),
+        ("packed-4-asymmetric", "weight_zero_point", lambda t: t[:-1], r"do not fit each other .*weight_zero_point \[63, 8\]"),
+    ],
+)
+def test_parts_of_a_wrong_type_or_shape_are_named_from_headers(
+    case: str, part: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, quantised: Any
+) -> None:
+    place, _ = quantised(case)
+    stored = load_file(place / "model.safetensors")[f"{MODULE}.{part}"]
+    changed(place, {f"{MODULE}.{part}": change(stored)})
+    with pytest.raises((SourceError, UnsupportedError), match=message):
+        source.describe(str(place))
+
+
+def test_what_a_runtime_needs_beside_the_weights_is_left_out(quantised: Any) -> None:
+    place, wanted = quantised("fp8-tensor", modules_to_not_convert=["lm_head"], activation_scheme="static")
+    attention = "model.layers.0.self_attn"
+    names = ("k_scale", "v_scale", "q_scale", "k_proj.output_scale", "q_proj.activation_scale", "q_proj.input_scale_ub")
+    changed(place, {f"{attention}.{name}": torch.tensor(1.0) for name in names})
+    assert source.describe(str(place)).weights.infos.keys() == wanted.keys()
+
+
+def test_a_pattern_that_is_none_is_named(quantised: Any) -> None:
+    place, _ = quantised("gptq-4", dynamic={"+:*.up_proj": {"bits": 8}})
+    with pytest.raises(SourceError, match=r"'\*\.up_proj' is no pattern of module names"):
+        source.describe(str(place))

@@ -116,6 +116,17 @@ def test_rules_and_what_stays(pico: Callable[[str], Path]) -> None:
     assert (said["sym"], said["desc_act"], said["quant_method"], said["checkpoint_format"]) == (True, False, "gptq", "gptq")
 
 
+@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
+def test_bits_by_rule_are_read_back(layout: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
+    rules = "rules: [{match: '*.down_proj', bits: 8, group: 32}, {match: '*.0.self_attn.k_proj', group: 128}]"
+    target = convert(recipe(tmp_path, pico("llama"), f"bits: 4, group: 64, layout: {layout}, {rules}"), tmp_path).targets[0]
+    assert target.checks[0].verdict == "pass"
+    infos = source.describe(str((tmp_path / "pico" / target.file).parent)).weights.infos
+    label = "GPTQ" if layout == "gptq" else "INT"
+    kinds = [infos[f"model.layers.0.{name}.weight"].dtype for name in ("mlp.down_proj", "mlp.up_proj")]
+    assert kinds == [f"{label}-8", f"{label}-4"]
+
+
 def test_the_head_is_quantised_where_it_is_asked_for(pico: Callable[[str], Path], tmp_path: Path) -> None:
     manifest = convert(recipe(tmp_path, pico("mistral"), "bits: 4, group: 64, lm_head: true"), tmp_path)
     kinds = {tensor.name: tensor.type for tensor in manifest.targets[0].tensors}
