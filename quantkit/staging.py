@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from quantkit import memory
 from quantkit.values import F32, Inputs
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def run(
             name = min((batch.at for batch in waiting if batch.at is not None), key=order)
             here = [batch for batch in waiting if batch.at == name]
             together = groups.get(name, (name,))
+            memory.release()  # what every thread has freed on its way here
             inputs = _Waiting([batch.input for batch in here])
             for replaced, weights in replace({each: get(each) for each in together}, inputs).items():
                 put(replaced, weights)
