@@ -29,7 +29,10 @@ def fields(codes: Any, bits: int) -> Any:
 
 
 def packed(rows: Any, bits: int) -> torch.Tensor:
-    return torch.tensor([fields(row, bits) for row in rows], dtype=torch.int32)
+    if 32 % bits:
+        return torch.tensor([fields(row, bits) for row in rows], dtype=torch.int32)
+    words = np.asarray(rows, np.int64).reshape(len(rows), -1, 32 // bits) << np.arange(0, 32, bits)
+    return torch.from_numpy(np.ascontiguousarray(words.sum(-1)).astype(np.uint32).view(np.int32))
 
 
 def rounded(weight: F32, bits: int, group: int, symmetric: bool, order: Any = None) -> tuple[Any, Any, Any, Any, F32]:
@@ -66,7 +69,7 @@ def awq(weight: F32) -> tuple[Parts, F32]:
 
     def interleaved(rows: Any) -> torch.Tensor:
         order = [0, 2, 4, 6, 1, 3, 5, 7]
-        return packed([[row[at + column] for at in range(0, len(row), 8) for column in order] for row in rows], 4)
+        return packed(rows.reshape(len(rows), -1, 8)[..., order].reshape(rows.shape), 4)
 
     return {
         "qweight": interleaved(codes.T),
