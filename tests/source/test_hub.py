@@ -219,6 +219,29 @@ def test_shards_are_declared_and_fetched(hub: Hub, pico: Callable[[str], Path], 
     assert "names shards that the repository lacks: model-00002-of-00002.safetensors" in lost["message"]
 
 
+def test_a_quantised_checkpoint_is_planned_from_its_headers(hub: Hub, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load, save
+
+    plain = run(hub, "hf://org/pico", tmp_path / "plain")
+    files, tensors = hub.repos["models/org/pico"], {}
+    for name, values in load(files["model.safetensors"]).items():
+        if name.endswith("_proj.weight"):
+            scale = values.abs().max() / 448
+            tensors |= {name: (values / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale}
+        else:
+            tensors[name] = values
+    files["model.safetensors"] = save(tensors, {"format": "pt"})
+    said = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": None}
+    files["config.json"] = json.dumps({**json.loads(files["config.json"]), "quantization_config": said}).encode()
+    hub.log.clear()
+    found = run(hub, "hf://org/pico", tmp_path)
+    assert found["shapes"] == plain["shapes"]
+    assert [span for name, span, _ in hub.log if name == "model.safetensors"] == ["bytes=0-100000"]
+    fetched = run(hub, "hf://org/pico", tmp_path, fetch=True)
+    assert (fetched["shapes"], fetched["bytes"]) == (plain["shapes"], 0)
+
+
 def test_pickled_weights_are_declared_by_transformers_model(hub: Hub, pico: Callable[[str], Path], tmp_path: Path) -> None:
     import io
 

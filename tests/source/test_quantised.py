@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,10 @@ def fields(codes: Any, bits: int) -> Any:
 
 
 def packed(rows: Any, bits: int) -> torch.Tensor:
-    return torch.tensor([fields(row, bits) for row in rows], dtype=torch.int32)
+    if 32 % bits:
+        return torch.tensor([fields(row, bits) for row in rows], dtype=torch.int32)
+    words = np.asarray(rows, np.int64).reshape(len(rows), -1, 32 // bits) << np.arange(0, 32, bits)
+    return torch.from_numpy(np.ascontiguousarray(words.sum(-1)).astype(np.uint32).view(np.int32))
 
 
 def rounded(weight: F32, bits: int, group: int, symmetric: bool, order: Any = None) -> tuple[Any, Any, Any, Any, F32]:
@@ -65,7 +69,7 @@ def awq(weight: F32) -> tuple[Parts, F32]:
 
     def interleaved(rows: Any) -> torch.Tensor:
         order = [0, 2, 4, 6, 1, 3, 5, 7]
-        return packed([[row[at + column] for at in range(0, len(row), 8) for column in order] for row in rows], 4)
+        return packed(rows.reshape(len(rows), -1, 8)[..., order].reshape(rows.shape), 4)
 
     return {
         "qweight": interleaved(codes.T),
@@ -192,7 +196,29 @@ def test_tensors_are_what_the_codes_make(case: str, quantised: Callable[..., tup
         assert np.array_equal(found.weights.read(name), values)
         assert np.array_equal(found.weights.read(name, 13, 45), found.weights.read(name)[13:45])
         assert np.array_equal(found.weights.read(name, 200), found.weights.read(name)[200:])
+        assert found.weights.read(name, 5, 5).shape == (0, *values.shape[1:])
     found.weights.close()
+
+
+@pytest.mark.parametrize("model", ["phi3", "qwen3_moe", "gpt2"])
+def test_fused_stacked_and_transposed_matrices(model: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(pico(model), tmp_path / model))
+    config, quantise = CASES["gptq-4-v2"]
+    tensors, wanted = load_file(place / "model.safetensors"), dict[str, F32]()
+    matrices = [name for name in tensors if re.search(r"(_proj|c_fc|c_proj|c_attn)\.weight$", name)]
+    for name in matrices:
+        values = tensors.pop(name).numpy()
+        parts, made = quantise(values.T if model == "gpt2" else values)
+        wanted[name] = made.T if model == "gpt2" else made
+        tensors |= {f"{name.removesuffix('.weight')}.{role}": part for role, part in parts.items()}
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    whole = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**whole, "quantization_config": config}))
+    weights = source.describe(str(place)).weights
+    assert len(matrices) >= 8
+    for name, values in wanted.items():
+        assert np.array_equal(weights.read(name), values)
+        assert np.array_equal(weights.read(name, 3, 41), values[3:41])
 
 
 def test_a_gguf_of_it_computes_what_the_codes_make(quantised: Any, tmp_path: Path) -> None:
