@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+_MMAP_THRESHOLD = -3  # of mallopt, malloc.h
+
 
 def reset_peak() -> None:
     """Start the peak anew, where the kernel offers it (Linux)."""
@@ -12,6 +14,14 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
+
+
+def return_large_blocks() -> None:
+    """Have blocks of 4 MiB and more go back to the system when they are freed, where the C library offers it (glibc): it would
+    keep them, up to 32 MiB each, for every one of its pools of threads."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_MMAP_THRESHOLD, 4 << 20)
 
 
 def release() -> None:

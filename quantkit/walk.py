@@ -75,6 +75,7 @@ def walk(
     """
     import torch
 
+    memory.return_large_blocks()
     weights = modules.view(config, weights)
     model = skeleton.build(config, "AutoModelForCausalLM" if skeleton.kind(config) == "decoder" else "AutoModel")
     base = model.base_model

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantkit.values import F32, Inputs
 
 PANEL = 256  # columns
-_AT_ONCE = 4  # inputs whose columns are put in order, which takes a copy
+_AT_ONCE = 2  # inputs whose columns are put in order, which takes a copy
 DAMPING = (1.0, 10.0, 100.0, 1000.0)  # times what was asked for, until the factor exists
 F64 = NDArray[np.float64]
 
