@@ -148,7 +148,7 @@ class _Originals:
     layer: list[str] = field(default_factory=list)
 
     def observe(self, name: str, x: F32) -> None:
-        """`walk.Observe`: a matrix that was seen in full and comes again, or one of another layer, begins a new layer."""
+        """`walk.Observe`: what the layer before met is let go."""
         here = skeleton.layer_of(name)
         if self.layer != [here]:
             self.seen.clear()

@@ -30,7 +30,6 @@ Meet = Callable[[str, "torch.Tensor"], None]
 class _Batch:
     """A micro-batch under way: the matrix that it waits at with its input, or what it came to."""
 
-    thread: threading.Thread
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     at: str | None = None
     input: Any = None
@@ -86,7 +85,7 @@ def run(
     import torch
 
     gate, arrived, solved = threading.Semaphore(threads), threading.Semaphore(0), set[str]()
-    batches: list[_Batch] = []
+    batches = [_Batch() for _ in forwards]
 
     def meet(batch: _Batch, name: str, x: torch.Tensor) -> None:
         if name in solved:
@@ -115,12 +114,9 @@ def run(
             gate.release()
             arrived.release()
 
-    for forward in forwards:
-        batch = _Batch(threading.Thread(target=lambda: None))
-        batch.thread = threading.Thread(target=live, args=(batch, forward), daemon=True)
-        batches.append(batch)
-    for batch in batches:
-        batch.thread.start()
+    workers = [threading.Thread(target=live, args=pair, daemon=True) for pair in zip(batches, forwards, strict=True)]
+    for worker in workers:
+        worker.start()
     try:
         running = len(batches)
         while running:
@@ -150,6 +146,6 @@ def run(
             batch.go.release()
         raise
     finally:
-        for batch in batches:
-            batch.thread.join()
+        for worker in workers:
+            worker.join()
     return [batch.output for batch in batches]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,9 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from quantkit import footprint, memory
-from quantkit.engines import llama_cpp
+from quantkit.engines import children, llama_cpp
 from quantkit.engines.llama_cpp import Loaded
-from quantkit.errors import UnresolvedError
 from quantkit.values import Speed
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
@@ -27,18 +24,17 @@ _WARM_UP_TOKENS = 16
 
 
 def measure(path: Path, *, kind: Kind, threads: int, prompt: int, decode: int, context: int) -> Speed:
-    """Speed and peak memory of one file, from one child process; see `_measure` for what is timed.
-
-    Raises UnresolvedError where the child fails, with what it said.
-    """
-    sizes = {"threads": threads, "prompt": prompt, "decode": decode, "context": context}
-    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "quantkit.engines.llama_cpp_speed", "--file", str(path), "--kind", kind, *options]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    if child.returncode != 0:
-        said = child.stderr.strip().splitlines()
-        raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
-    return Speed(**json.loads(child.stdout.splitlines()[-1]))
+    """Speed and peak memory of one file, from one child process; see `_measure` for what is timed. Errors as of
+    children.measure."""
+    options: dict[str, str | int] = {
+        "file": str(path),
+        "kind": kind,
+        "threads": threads,
+        "prompt": prompt,
+        "decode": decode,
+        "context": context,
+    }
+    return children.measure("quantkit.engines.llama_cpp_speed", path, options)
 
 
 def _measure(path: Path, kind: Kind, threads: int, prompt: int, decode: int, context: int) -> Speed:

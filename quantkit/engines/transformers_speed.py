@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,11 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quantkit import memory
-from quantkit.errors import UnresolvedError
+from quantkit.engines import children
 from quantkit.values import Speed
 
 _WARM_UP_TOKENS = 16
 _READERS = ("optimum", "gptqmodel")
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2"}
 
 
 def available() -> bool:
@@ -30,19 +28,10 @@ def available() -> bool:
 
 
 def measure(folder: Path, *, threads: int, prompt: int, decode: int) -> Speed:
-    """Speed and peak memory of one folder, from one child process; see `_measure` for what is timed.
-
-    Raises UnresolvedError where the child fails, with what it said.
-    """
-    sizes = {"threads": threads, "prompt": prompt, "decode": decode}
-    options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "quantkit.engines.transformers_speed", "--folder", str(folder), *options]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2"}
-    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if child.returncode != 0:
-        said = child.stderr.strip().splitlines()
-        raise UnresolvedError(f"measuring {folder} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
-    return Speed(**json.loads(child.stdout.splitlines()[-1]))
+    """Speed and peak memory of one folder, from one child process; see `_measure` for what is timed. Errors as of
+    children.measure."""
+    options: dict[str, str | int] = {"folder": str(folder), "threads": threads, "prompt": prompt, "decode": decode}
+    return children.measure("quantkit.engines.transformers_speed", folder, options, _ENVIRONMENT)
 
 
 def _measure(folder: Path, threads: int, prompt: int, decode: int) -> Speed:

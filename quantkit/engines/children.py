@@ -1,0 +1,27 @@
+"""Measurements in a process of its own: a module of engines/ that prints a Speed as its last line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantkit.errors import UnresolvedError
+from quantkit.values import Speed
+
+
+def measure(module: str, path: Path, options: Mapping[str, str | int], environment: Mapping[str, str] | None = None) -> Speed:
+    """What `python -m <module>` with options "--key value" says of `path`. environment: set besides this process's own.
+
+    Raises UnresolvedError where the child fails, with what it said.
+    """
+    words = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    command, settings = [sys.executable, "-m", module, *words], {**os.environ, **(environment or {})}
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+    if child.returncode != 0:
+        said = child.stderr.strip().splitlines()
+        raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
+    return Speed(**json.loads(child.stdout.splitlines()[-1]))
