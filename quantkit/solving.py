@@ -172,7 +172,7 @@ class _Solver:
         parts = {name: self._parts(name, weight) for name, weight in weights.items()}
         if not any(stored in rows for found in parts.values() for stored, _ in found):
             return {}
-        factor = self._factor(inputs)
+        factor = self._factor(next(iter(weights)), inputs)
         tokens = sum(len(x) for x in inputs)
         shift = self._correction(next(iter(weights)), inputs, factor) if tokens >= FEW else None
         replaced = {}
@@ -198,14 +198,14 @@ class _Solver:
         for row in quantised(self.plan):
             if row.name == layout.HEAD:
                 inputs = list(hidden)
-                self._solve(row, self._read(row), self._factor(inputs), sum(map(len, inputs)))
+                self._solve(row, self._read(row), self._factor(row.name, inputs), sum(map(len, inputs)))
             elif not self.codes.holds(row.name):
                 if row.name not in experts:
                     raise ResourceError(
                         f"{row.name} has no codes though the walk is past it: the build folder was changed; run with --force"
                     )
                 ones = np.ones((1, row.shape[1]), np.float32)
-                self._solve(row, self._read(row), self._factor([ones]), 0)
+                self._solve(row, self._read(row), self._factor(row.name, [ones]), 0)
 
     def _read(self, row: Row) -> F32:
         found = self.view.read(row.name)
@@ -226,8 +226,11 @@ class _Solver:
             row += count
         return found
 
-    def _factor(self, inputs: Inputs) -> hessian.Factor:
-        return hessian.factor(inputs, self.plan.gptq.damp, self.pool)
+    def _factor(self, name: str, inputs: Inputs) -> hessian.Factor:
+        try:
+            return hessian.factor(inputs, self.plan.gptq.damp, self.pool)
+        except WeightError as error:
+            raise WeightError(f"{name}: {error}") from error
 
     def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int) -> F32:
         """Codes of a row's matrix (out, in), packed and spilled; returns what they stand for."""
@@ -236,6 +239,11 @@ class _Solver:
         weight = np.ascontiguousarray(weight)
         if (bad := first_nonfinite_row(weight)) >= 0:
             raise WeightError(f"{row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
+        if (greatest := float(np.abs(weight).max())) > (limit := gptq.limit(chosen.bits)):
+            raise WeightError(
+                f"{row.name}: a weight of {greatest:g} is beyond {limit:g}, the greatest that a float16 scale of {chosen.bits} bits "
+                "reaches; skip the matrix (rules: skip: true)"
+            )
         cost = factor.diagonal / np.float32(max(tokens, 1))
         cost += np.float32(target.damp * float(cost.mean()) or 1.0)
         grid = gptq.fit(weight, cost, bits=chosen.bits, group=chosen.group, symmetric=target.sym, pool=self.pool)

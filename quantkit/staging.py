@@ -7,6 +7,7 @@ So a matrix's weights can be replaced knowing its input on the whole batch, and 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class _Batch:
     output: Any = None
     error: BaseException | None = None
     done: bool = False
+    met: list[weakref.ref[Any]] = field(default_factory=list)  # inputs so far: while it waits, those alive are bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,13 @@ class _Waiting:
 
     def __iter__(self) -> Iterator[F32]:
         return (self[index] for index in range(len(self)))
+
+
+def _convert(met: Sequence[weakref.ref[Any]], dtype: torch.dtype) -> None:
+    """What float32 tensors hold becomes bfloat16, or float32 again; after the first time that loses nothing."""
+    for reference in met:
+        if (x := reference()) is not None:
+            x.data = x.data.to(dtype)
 
 
 def sharing(forward: Callable[[Meet], Any]) -> dict[str, tuple[str, ...]]:
@@ -91,7 +100,8 @@ def run(
         if name in solved:
             return
         if narrow:
-            x.data = x.data.to(torch.bfloat16)
+            batch.met.append(weakref.ref(x))
+            _convert(batch.met, torch.bfloat16)
         batch.at, batch.input = name, x
         gate.release()
         arrived.release()
@@ -100,7 +110,7 @@ def run(
         if batch.error is not None:
             raise batch.error
         if narrow:
-            x.data = x.data.float()
+            _convert(batch.met, torch.float32)
 
     def live(batch: _Batch, forward: Callable[[Meet], Any]) -> None:
         gate.acquire()

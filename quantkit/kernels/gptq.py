@@ -20,12 +20,12 @@ import numpy as np
 
 from quantkit.errors import InputError
 from quantkit.kernels import grid
-from quantkit.kernels.hessian import Factor
+from quantkit.kernels.hessian import PANEL, Factor
 from quantkit.kernels.jit import kernel
 from quantkit.values import F32, U8
 
 BITS = (2, 3, 4, 8)
-BLOCK = 128  # columns between products with those that are done
+BLOCK = 128  # columns between products with those that are done; divides hessian.PANEL
 SLAB = 64  # rows that a thread works on
 
 _ZERO = np.float32(0)
@@ -62,8 +62,16 @@ class Solved:
     def weights(self, start: int = 0, stop: int | None = None) -> F32:
         """What the codes of rows [start, stop) stand for, float32 (n, width)."""
         part = slice(start, stop)
-        scales, zeros = (np.repeat(a[part], self.grid.group, 1) for a in (self.grid.scales, self.grid.zeros.astype(np.float32)))
-        return (self.codes[part].astype(np.float32) - zeros) * scales
+        found = self.codes[part].astype(np.float32)
+        grouped = found.reshape(len(found), -1, self.grid.group)
+        grouped -= self.grid.zeros[part, :, None]
+        grouped *= self.grid.scales[part, :, None]
+        return found
+
+
+def limit(bits: int) -> float:
+    """The greatest magnitude that codes of so many bits stand for on either kind of grid: scales are float16."""
+    return float(np.finfo(np.float16).max) * (2 ** (bits - 1) - 1)
 
 
 def check_group(width: int, group: int) -> int:
@@ -106,7 +114,6 @@ def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
     losses = np.zeros(len(weight), np.float64)
     groups = (factor.order // chosen.group).astype(np.int64)
     top = np.float32(2**chosen.bits - 1)
-    lower = torch.from_numpy(factor.lower)
     width = weight.shape[1]
 
     def one(start: int) -> None:
@@ -114,12 +121,15 @@ def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
         ordered = np.ascontiguousarray(weight[part][:, factor.order])
         errors, found = np.zeros_like(ordered), np.empty(ordered.shape, np.uint8)
         zeros = chosen.zeros[part].astype(np.float32)
-        for stop in range(width, 0, -BLOCK):
-            first = max(0, stop - BLOCK)
+        for first in reversed(range(0, width, BLOCK)):
+            stop = min(first + BLOCK, width)
             carried = np.zeros((len(ordered), stop - first), np.float32)
+            panel, at = factor.panels[first // PANEL], first // PANEL * PANEL
+            lower = panel[:, first - at : stop - at]
             if stop < width:
-                torch.mm(torch.from_numpy(errors)[:, stop:], lower[stop:, first:stop], out=torch.from_numpy(carried))
-            triangle = np.ascontiguousarray(factor.lower[first:stop, first:stop].T)
+                below = torch.from_numpy(lower)[stop - at :]
+                torch.mm(torch.from_numpy(errors)[:, stop:], below, out=torch.from_numpy(carried))
+            triangle = np.ascontiguousarray(lower[first - at : stop - at].T)
             block = (ordered[:, first:stop], carried, triangle, groups[first:stop], chosen.scales[part], zeros, top)
             round_block(*block, errors[:, first:stop], found[:, first:stop], losses[part])
         back = np.empty_like(found)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.errors import WeightError
 from quantkit.values import F32, Inputs
+
+if TYPE_CHECKING:
+    import torch
 
 PANEL = 256  # columns
 _AT_ONCE = 2  # inputs whose columns are put in order, which takes a copy
@@ -23,17 +27,25 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """Lower triangular `lower` with lower @ lower.T = the damped H of the columns in `order`, float32.
+    """Lower triangular L with L @ L.T = the damped H of the columns in `order`.
 
-    order: the column of H that each row of `lower` is of. diagonal: H's own, in H's order, undamped, float32.
+    panels: L, PANEL columns at a time, of each the rows from its first column on, float32: what lies above takes no memory.
+    order: the column of H that each row of L is of. diagonal: H's own, in H's order, undamped, float32.
     dead: columns that no input ever activated. damping: what was added to the diagonal, relative to its mean.
     """
 
-    lower: F32
+    panels: tuple[F32, ...]
     order: NDArray[np.intp]
     diagonal: F32
     dead: NDArray[np.intp]
     damping: float
+
+    def lower(self) -> F32:
+        """L whole (width, width)."""
+        found = np.zeros((len(self.order), len(self.order)), np.float32)
+        for start, panel in zip(range(0, len(self.order), PANEL), self.panels, strict=True):
+            found[start:, start : start + PANEL] = panel
+        return found
 
 
 def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = True) -> Factor:
@@ -41,28 +53,23 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
 
     act_order: columns by falling diagonal, the greatest last, since codes are chosen from the last column to the first; else
     the natural order reversed. Where the damped matrix is not positive definite, damping rises by DAMPING's steps; the last
-    adds a thousand times as much as was asked for. Raises ValueError if even that does not do: inputs are not finite.
-    Memory: one float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
+    adds a thousand times as much as was asked for. Raises WeightError where inputs are not finite, and if even that does not do.
+    Memory: half a float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
     """
     diagonal = np.sum([np.square(inputs[index]).sum(0, dtype=np.float64) for index in range(len(inputs))], 0)
+    if not np.isfinite(diagonal).all():
+        count = len(diagonal) - int(np.isfinite(diagonal).sum())
+        raise WeightError(f"{count} of {len(diagonal)} columns of its inputs hold NaN or infinity on the calibration text")
     dead = np.flatnonzero(diagonal == 0)
     order = np.argsort(diagonal, kind="stable") if act_order else np.arange(len(diagonal))[::-1].copy()
-    width, mean = len(diagonal), float(diagonal.mean()) or 1.0
-    buffer = np.empty(width * width)
-    narrow, matrix = buffer.view(np.float32)[: width * width].reshape(width, width), buffer.reshape(width, width)
+    mean = float(diagonal.mean()) or 1.0
     added = np.where(np.isin(order, dead), mean, 0.0)  # alone in its row and column: its code is rounded to nearest
     for times in DAMPING:
-        narrow[:] = 0
-        _accumulate(narrow, inputs, order, pool)
-        for row in range(width - 1, -1, -1):  # float64 in the float32's place
-            matrix[row] = narrow[row].astype(np.float64)
-        matrix[np.diag_indices(width)] = diagonal[order] + added + times * damp * mean
-        if _cholesky(matrix, pool):
-            for row in range(width):  # and back
-                narrow[row] = matrix[row].astype(np.float32)
-            return Factor(narrow, order, diagonal.astype(np.float32), dead, times * damp)
-    raise ValueError(
-        f"no Cholesky factor of H ({width} columns) with {DAMPING[-1] * damp:g} of its mean diagonal {mean:g} added"
+        panels = _double(_accumulate(inputs, order, pool), diagonal[order] + added + times * damp * mean)
+        if _cholesky(panels, pool):
+            return Factor(_single(panels), order, diagonal.astype(np.float32), dead, times * damp)
+    raise WeightError(
+        f"no Cholesky factor of H ({len(order)} columns) with {DAMPING[-1] * damp:g} of its mean diagonal {mean:g} added"
     )
 
 
@@ -71,12 +78,12 @@ def correction(inputs: Inputs, originals: Inputs, factor: Factor, pool: Executor
     damping: D^T = H^-1 sum of x (x0 - x)^T. Inputs of a layer whose layers before are quantised carry their error; this takes
     off what is linear in it (as GPTAQ, Li et al., 2025, and Qronos, Zhang et al., 2025, do).
 
-    inputs, originals: float32 (tokens, width), pair by pair of the same tokens. Memory: two float32 matrices.
+    inputs, originals: float32 (tokens, width), pair by pair of the same tokens. Memory: two float32 matrices more.
     """
     import torch
 
     width = len(factor.order)
-    index, lower = torch.from_numpy(factor.order), torch.from_numpy(factor.lower)
+    index, lower = torch.from_numpy(factor.order), torch.from_numpy(factor.lower())
     crossed = torch.zeros((width, width))
 
     def add(start: int) -> None:
@@ -120,58 +127,76 @@ def energy(weight: F32, factor: Factor, pool: Executor) -> float:
     """tr(W H W^T), the output's own energy, of weight (rows, width)."""
     import torch
 
-    lower = torch.from_numpy(factor.lower)
-
     def one(start: int) -> float:
+        total = 0.0
         with torch.no_grad():
             part = torch.from_numpy(np.ascontiguousarray(weight[start : start + PANEL, factor.order]))
-            return float(torch.mm(part, lower).double().square().sum())
+            for first, panel in zip(range(0, len(factor.order), PANEL), factor.panels, strict=True):
+                total += float(torch.mm(part[:, first:], torch.from_numpy(panel)).double().square().sum())
+        return total
 
     return sum(pool.map(one, range(0, len(weight), PANEL))) or 1.0
 
 
-def _accumulate(hessian: F32, inputs: Inputs, order: NDArray[np.intp], pool: Executor) -> None:
-    """Add x^T x, columns in `order`, to the lower triangle of `hessian` for every x; what lies above it within a panel is
-    filled too, and means nothing."""
+def _accumulate(inputs: Inputs, order: NDArray[np.intp], pool: Executor) -> list[torch.Tensor]:
+    """The panels of the sum of x^T x, columns in `order`, float32; what lies above the diagonal within one means nothing."""
     import torch
 
-    whole, index = torch.from_numpy(hessian), torch.from_numpy(order)
+    index = torch.from_numpy(order)
+    panels = [torch.zeros((len(order) - start, min(PANEL, len(order) - start))) for start in range(0, len(order), PANEL)]
 
-    def add(start: int) -> None:
-        stop = start + PANEL
+    def add(number: int) -> None:
+        start = number * PANEL
         with torch.no_grad():
             for x in ordered:
-                whole[start:, start:stop].addmm_(x[:, start:].T, x[:, start:stop])
+                panels[number].addmm_(x[:, start:].T, x[:, start : start + PANEL])
 
     for first in range(0, len(inputs), _AT_ONCE):
         ordered = [torch.from_numpy(inputs[at])[:, index] for at in range(first, min(first + _AT_ONCE, len(inputs)))]
-        list(pool.map(add, range(0, len(hessian), PANEL)))
+        list(pool.map(add, range(len(panels))))
+    return panels
 
 
-def _cholesky(matrix: F64, pool: Executor) -> bool:
-    """Factor the lower triangle in place, panel by panel; False where it is not positive definite. Zeros go above it."""
+def _double(panels: list[torch.Tensor], diagonal: F64) -> list[torch.Tensor]:
+    """Panels in float64 with this diagonal; those given are let go one by one."""
+    found: list[torch.Tensor] = []
+    while panels:
+        found.append(panels.pop().double())
+    found.reverse()
+    for number, panel in enumerate(found):
+        here = diagonal[number * PANEL : number * PANEL + panel.shape[1]]
+        panel.numpy()[np.diag_indices(len(here))] = here
+    return found
+
+
+def _single(panels: list[torch.Tensor]) -> tuple[F32, ...]:
+    """Panels in float32; those given are let go one by one."""
+    found: list[F32] = []
+    while panels:
+        found.append(panels.pop().float().numpy())
+    return tuple(reversed(found))
+
+
+def _cholesky(panels: list[torch.Tensor], pool: Executor) -> bool:
+    """Factor in place, panel by panel; False where H is not positive definite. Zeros go above the diagonal."""
     import torch
 
-    whole = torch.from_numpy(matrix)
-    width = len(matrix)
     with torch.no_grad():
-        for start in range(0, width, PANEL):
-            stop = min(start + PANEL, width)
-            block, failed = torch.linalg.cholesky_ex(whole[start:stop, start:stop])
+        for number, panel in enumerate(panels):
+            width = panel.shape[1]
+            block, failed = torch.linalg.cholesky_ex(panel[:width])
             if int(failed):
                 return False
-            whole[start:stop, start:stop] = block
-            whole[start:stop, stop:] = 0
-            below = range(stop, width, PANEL)
+            panel[:width] = block
 
-            def solve(row: int, block: Any = block, start: int = start, stop: int = stop) -> None:
-                part = whole[row : row + PANEL, start:stop]
+            def solve(row: int, panel: torch.Tensor = panel, block: torch.Tensor = block) -> None:
+                part = panel[row : row + PANEL]
                 part.copy_(torch.linalg.solve_triangular(block, part.T, upper=False).T)
 
-            def update(row: int, start: int = start, stop: int = stop) -> None:
-                lower = whole[row:, start:stop]
-                whole[row:, row : row + PANEL].addmm_(lower, lower[:PANEL].T, alpha=-1)
+            def update(later: int, panel: torch.Tensor = panel, number: int = number) -> None:
+                lower = panel[(later - number) * PANEL :]
+                panels[later].addmm_(lower, lower[:PANEL].T, alpha=-1)
 
-            list(pool.map(solve, below))
-            list(pool.map(update, below))
+            list(pool.map(solve, range(width, len(panel), PANEL)))
+            list(pool.map(update, range(number + 1, len(panels))))
     return True
