@@ -30,11 +30,12 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
     """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
     files = [_file_bytes(target) for target in targets]
     ggufs = [target for target in targets if target.target.format == "gguf"]
-    solved = [target for target in targets if target.target.format == "gptq"]
+    solved = [target for target in targets if target.solved]
     steps = [
         sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
         for target in (*ggufs, baseline)
     ]
+    steps += [footprint.onnx_conversion_memory(target.rows) for target in targets if target.target.format == "onnx"]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
     disk = snapshot.download_bytes + sum(files)
     if recipe.calibration is not None:
@@ -43,7 +44,7 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
             sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, 1, threads=threads).values())
         )
         forward = 2.0 * snapshot.parameters() * recipe.calibration.tokens / (FLOPS_OF_THE_WALK * threads)
-        seconds += forward * any(target.calibrated for target in recipe.targets if target.format == "gguf")
+        seconds += forward * any(target.imatrix is True for target in recipe.targets if target.format != "gptq")
         if solved:
             narrow = all(target.gptq.activations == "bfloat16" for target in solved)
             tokens = sequences * recipe.calibration.length
@@ -78,6 +79,9 @@ def _check_memory(
     for target in (*(each for each in targets if each.target.format == "gguf"), baseline):
         engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
         yield engine[0].total - footprint.LLAMA_CPP_PROCESS + head
+    for target in targets:
+        if target.target.format == "onnx":
+            yield footprint.TORCH_PROCESS + 2 * _file_bytes(target) + 4 * CHUNK * footprint.dimensions(config).vocabulary + head
 
 
 def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: int) -> float:
@@ -147,7 +151,7 @@ def notes(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan]) -> 
         yield "the list of tensors is reconstructed from config.json by transformers' model; no weights were seen"
     if stored := snapshot.quantised():
         yield f"the source is itself quantised ({stored}): its dequantised weights are the original here"
-    widest = max((row.shape[-1] for target in targets for row in target.rows if target.target.format == "gptq"), default=0)
+    widest = max((row.shape[-1] for target in targets for row in target.rows if target.solved), default=0)
     if recipe.calibration is not None and recipe.calibration.tokens < widest:
         yield (
             f"calibration: {recipe.calibration.tokens} tokens are fewer than the {widest} columns of the widest matrix: GPTQ "

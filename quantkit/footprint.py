@@ -240,7 +240,7 @@ def gptq_memory(
     config: Mapping[str, Any], tokens: int, *, narrow: bool, lanes: int = 1, originals: bool = False
 ) -> dict[str, int]:
     """Peak RAM of GPTQ's lanes of the walk over so many tokens, by term (their sum is the estimate), while a layer's widest
-    matrix is solved: what waits before it, and one float64 matrix of its columns. narrow: what waits is bfloat16. originals:
+    matrix is solved: what waits before it, and half a float64 matrix of its columns. narrow: what waits is bfloat16. originals:
     with what the layer's matrices meet in the model as it is, and another lane for that.
     """
     d = dimensions(config)
@@ -254,8 +254,13 @@ def gptq_memory(
         "original inputs": 4 * tokens * (2 * d.hidden + d.heads * d.head_dim + d.intermediate) if originals else 0,
         "hidden states": (lanes + originals) * 2 * held * tokens * d.hidden,
         "waiting inputs": held * tokens * width + 2 * 4 * tokens * d.hidden,
-        "factor": 8 * width * width,
+        "factor": 4 * width * width,
     }
+
+
+def onnx_conversion_memory(rows: Iterable[Row]) -> int:
+    """Peak RAM of writing an ONNX folder: torch, and the largest tensor in float32, in order and as codes."""
+    return TORCH_PROCESS + 3 * 4 * max((math.prod(row.shape) for row in rows), default=0)
 
 
 def head_memory(config: Mapping[str, Any], sequences: int, length: int) -> dict[str, int]:

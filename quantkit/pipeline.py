@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit import baseline, estimates, fitting, making, planning, sealing, solving, source, verification, workspace
+from quantkit import baseline, estimates, fitting, making, planning, sealing, serving, solving, source, verification, workspace
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
 from quantkit.formats.gguf import layout, naming
 from quantkit.formats.gptq import layout as gptq_layout
+from quantkit.formats.onnx import layout as onnx_layout
 from quantkit.job import Job
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan
@@ -20,9 +21,10 @@ from quantkit.publish import folder
 from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
+from quantkit.solving import Codes
 from quantkit.source import text
 from quantkit.targets import Target
-from quantkit.values import Progress, Snapshot
+from quantkit.values import Artefact, Importance, Progress, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +65,20 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             importance = making.write_importance(job, observed)
             targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
             codes = solving.solve(job, targets)
-            artefacts = [
-                solving.make(job, target, codes[target.name]) if target.name in codes else making.make(job, target, observed)
-                for target in targets
-            ]
+            artefacts = [_make(job, target, observed, codes) for target in targets]
             results = verification.verify_all(job, targets, artefacts, asked, codes)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publish(job, manifest)
     return manifest
+
+
+def _make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Mapping[str, Codes]) -> Artefact:
+    if plan.target.format == "gptq":
+        return solving.make(job, plan, codes[plan.name])
+    if plan.target.format == "onnx":
+        return serving.make(job, plan, observed, codes.get(plan.name))
+    return making.make(job, plan, observed)
 
 
 def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULTS) -> Plan:
@@ -98,6 +105,8 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
 
 def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str) -> TargetPlan:
     """The plan of one target by its format."""
+    if target.format == "onnx":
+        return onnx_layout.plan(target, digest, snapshot, name)
     if target.format == "gptq":
         return gptq_layout.plan(target, digest, snapshot, name)
     return layout.plan(target, digest, snapshot, name)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from quantkit.errors import InputError, ResourceError, UnresolvedError
-from quantkit.targets import GgufTarget, GptqTarget, Target
+from quantkit.targets import GgufTarget, GptqTarget, OnnxTarget, Target
 from quantkit.values import CheckResult, Row
 
 
@@ -46,9 +46,21 @@ class TargetPlan:
 
     @property
     def gptq(self) -> GptqTarget:
-        """The target of a GPTQ plan."""
-        assert isinstance(self.target, GptqTarget)
+        """The target of a GPTQ plan, or of one whose codes its engine chooses."""
+        target = self.target.solver if isinstance(self.target, OnnxTarget) else self.target
+        assert isinstance(target, GptqTarget)
+        return target
+
+    @property
+    def onnx(self) -> OnnxTarget:
+        """The target of an ONNX plan."""
+        assert isinstance(self.target, OnnxTarget)
         return self.target
+
+    @property
+    def solved(self) -> bool:
+        """Whether GPTQ's engine chooses its codes."""
+        return self.target.format == "gptq" or (isinstance(self.target, OnnxTarget) and self.target.codes == "gptq")
 
     @property
     def file(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from quantkit.job import Job
 from quantkit.recipe import Checks
 from quantkit.source import text
 from quantkit.source.text import Text
-from quantkit.values import F32, CheckResult, Snapshot
+from quantkit.values import F32, CheckResult, Snapshot, Speed
 from quantkit.version import __version__
 
 CHUNK = 512  # tokens; llama-perplexity's
@@ -43,6 +43,17 @@ class Reference:
     given: Sequences
     hidden: F32
     second: Reference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the checks of an artefact came to: results, the relative error of every tensor, its speed and its original's."""
+
+    results: tuple[CheckResult, ...]
+    errors: Mapping[str, float]
+    speed: Speed | None = None
+    original: Speed | None = None
+    label: str | None = None  # of the original
 
 
 def kind(snapshot: Snapshot) -> arch.Kind:

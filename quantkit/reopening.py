@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from quantkit.checks.scoring import Scores
 from quantkit.engines import torch_blocks, transformers_speed
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
-from quantkit.quality import CHUNK, Reference
+from quantkit.quality import CHUNK, Found, Reference
 from quantkit.recipe import Latency
 from quantkit.solving import Codes
 from quantkit.source.files import TensorFiles
@@ -21,17 +19,7 @@ from quantkit.source.quantised import QuantisedTensors
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
 
 
-@dataclass(frozen=True, slots=True)
-class Reopened:
-    """What the checks of a checkpoint came to: results, the relative error of every tensor, its speed and its original's."""
-
-    results: tuple[CheckResult, ...]
-    errors: Mapping[str, float]
-    speed: Speed | None
-    original: Speed | None
-
-
-def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, codes: Codes) -> Reopened:
+def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, codes: Codes) -> Found:
     """Every check of one checkpoint."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
@@ -56,7 +44,7 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
         timed, speed, original = _time(job, artefact, gates.latency)
         results.append(timed)
     weights.close()
-    return Reopened(tuple(results), errors, speed, original)
+    return Found(tuple(results), errors, speed, original, "the source, in transformers")
 
 
 def _score(job: Job, found: Snapshot, reference: Reference) -> Scores:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from quantkit import calibrating, modules, skeleton, walk, workspace
 from quantkit.errors import ResourceError, WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
+from quantkit.formats.onnx import blocks
 from quantkit.job import Job
 from quantkit.kernels import gptq, hessian
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.modules import ModuleWeights
 from quantkit.planning import TargetPlan
-from quantkit.values import F32, Artefact, Inputs, Row, Written
+from quantkit.values import F32, U8, Artefact, Inputs, Row, Written
 from quantkit.version import __version__
 
 FEW = 128  # tokens
@@ -56,6 +57,13 @@ class Codes:
         with safe_open(self._file(name), "numpy") as file:
             return {key: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == stem}  # noqa: SIM118
 
+    def solved(self, name: str) -> tuple[U8, F32, U8] | None:
+        """Codes (rows, width), scales and zeros (rows, groups) of a matrix; None of one that was not to be solved."""
+        if not self.holds(name):
+            return None
+        found = {key.rpartition(".")[2]: array for key, array in self.read(name).items()}
+        return found["codes"], found["scales"], found["zeros"]
+
     def record(self, name: str) -> Record:
         from safetensors import safe_open
 
@@ -77,7 +85,7 @@ class Codes:
 
 def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
     """Target name -> its codes, from one walk of a lane for each; what an earlier run finished is kept."""
-    plans = [plan for plan in plans if plan.target.format == "gptq"]
+    plans = [plan for plan in plans if plan.solved]
     calibration = job.recipe.calibration
     if not plans or calibration is None:
         return {}
@@ -137,7 +145,16 @@ def _key(job: Job, plan: TargetPlan, digests: Mapping[str, str]) -> str:
 
 
 def quantised(plan: TargetPlan) -> list[Row]:
-    return [row for row in plan.rows if layout.of_type(row.type) is not None]
+    """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself."""
+    if plan.target.format == "gptq":
+        return [row for row in plan.rows if layout.of_type(row.type) is not None]
+    found = []
+    for row in plan.rows:
+        settings = blocks.of_type(row.type)
+        if settings is not None and all(skeleton.layer_of(name) for name in row.sources):
+            kind = layout.Settings(settings.bits, settings.block).type
+            found += [replace(row, name=name, source=name, type=kind, wanted=kind) for name in row.sources]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +258,8 @@ class _Solver:
             raise WeightError(f"{row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
         if (greatest := float(np.abs(weight).max())) > (limit := gptq.limit(chosen.bits)):
             raise WeightError(
-                f"{row.name}: a weight of {greatest:g} is beyond {limit:g}, the greatest that a float16 scale of {chosen.bits} bits "
-                "reaches; skip the matrix (rules: skip: true)"
+                f"{row.name}: a weight of {greatest:g} is beyond {limit:g}, the greatest that a float16 scale of "
+                f"{chosen.bits} bits reaches; skip the matrix (rules: skip: true)"
             )
         cost = factor.diagonal / np.float32(max(tokens, 1))
         cost += np.float32(target.damp * float(cost.mean()) or 1.0)
@@ -258,8 +275,17 @@ class _Solver:
             loss=solved.loss / hessian.energy(weight, factor, self.pool) if tokens >= FEW else -1.0,
             codes=hashlib.sha256(solved.codes.tobytes()).hexdigest(),
         )
-        self.codes.write(row.name, writer.pack(target, row.name, solved), record)
+        self.codes.write(row.name, _packed(self.plan, row.name, solved), record)
         return solved.weights()
+
+
+def _packed(plan: TargetPlan, name: str, solved: gptq.Solved) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors that are left on disk of a matrix: those of the checkpoint, or the plain arrays for other formats."""
+    if plan.target.format == "gptq":
+        return writer.pack(plan.gptq, name, solved)
+    arrays: dict[str, np.ndarray[Any, Any]]
+    arrays = {"codes": solved.codes, "scales": solved.grid.scales, "zeros": solved.grid.zeros}
+    return {f"{name.removesuffix('.weight')}.{part}": array for part, array in arrays.items()}
 
 
 def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:

@@ -57,6 +57,9 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+OnnxBits = Literal[4, 8]
+OnnxBlock = Literal[16, 32, 64, 128, 256]
+
 Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
 
 
@@ -189,4 +192,54 @@ class GptqTarget(_Strict):
         return self.version or (1 if self.sym else 2)
 
 
-Target = Annotated[GgufTarget | GptqTarget, Field(discriminator="format")]
+class OnnxRule(_Strict):
+    """Other settings for the matrices whose name, in the checkpoint or in the graph, matches: model.layers.*.mlp.down_proj."""
+
+    match: str = Field(min_length=1, description="shell-style pattern of a matrix's name, with or without .weight")
+    bits: OnnxBits | None = None
+    block: OnnxBlock | None = None
+    skip: bool = Field(False, description="leave them in float32")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> OnnxRule:
+        if self.skip == (self.bits is not None or self.block is not None):
+            raise ValueError("give bits, block or both, or skip: true alone")
+        return self
+
+
+class OnnxTarget(_Strict):
+    """A folder that onnxruntime and onnxruntime-genai run: matrices and embeddings in blocks of 8 or 4 bits."""
+
+    format: Literal["onnx"]
+    bits: OnnxBits = 8
+    block: OnnxBlock = Field(32, description="columns that share a scale")
+    sym: bool = Field(True, description="false: blocks have zeros of their own")
+    imatrix: bool = Field(False, description="weight the errors by the calibration text's activations")
+    codes: Literal["search", "gptq"] = Field(
+        "search", description="gptq: codes of the layers' matrices by GPTQ's engine, on the calibration text"
+    )
+    quality: Literal["standard", "high"] = Field("standard", description="of codes: gptq, as of a gptq target")
+    rules: tuple[OnnxRule, ...] = Field((), description="other settings by name; the first match counts")
+    checks: dict[CheckName, Literal["report"]] = Field(
+        default_factory=dict, description="checks that only report for this target"
+    )
+
+    @property
+    def label(self) -> str:
+        return f"INT{self.bits}B{self.block}" + ("" if self.sym else "Z")
+
+    @property
+    def name(self) -> str:
+        return f"onnx-{self.label.lower()}" + ("-gptq" if self.codes == "gptq" else "") + ("-imatrix" if self.imatrix else "")
+
+    @property
+    def calibrated(self) -> bool:
+        return self.imatrix or self.codes == "gptq"
+
+    @property
+    def solver(self) -> GptqTarget:
+        """The settings of GPTQ's engine; each matrix's bits and block are its row's."""
+        return GptqTarget(format="gptq", bits=self.bits, sym=self.sym, quality=self.quality)
+
+
+Target = Annotated[GgufTarget | GptqTarget | OnnxTarget, Field(discriminator="format")]

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
+JOINED = " + "
+"""Between the names of the tensors that a row joins."""
+
 FLOATS = frozenset({"F32", "F16", "BF16"})
 """Types that hold weights as trained."""
 
@@ -157,13 +160,18 @@ class Row:
     """One planned tensor of an artefact and why it gets its type."""
 
     name: str  # in the artefact
-    source: str | None  # in the checkpoint; None for a tensor that the format adds
+    source: str | None  # in the checkpoint, several joined by JOINED; None for a tensor that the format adds
     shape: tuple[int, ...]  # rows first
     source_dtype: str
     type: str
     wanted: str  # what the mixture asked for; differs from `type` when the shape forbids it
     reason: str
     nbytes: int
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The checkpoint's tensors that it is made of, one below the other."""
+        return tuple(self.source.split(JOINED)) if self.source else ()
 
     @property
     def fallback(self) -> bool:

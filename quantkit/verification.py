@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import baseline, footprint, quality, reopening
+from quantkit import baseline, footprint, quality, reopening, serving
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -64,14 +64,19 @@ def verify_all(
     reference = quality.make_reference(job, asked)
     records = {}
     for plan, artefact in pairs:
-        if plan.name in codes:
-            found = reopening.check(job.labelled(plan.name), plan, artefact, reference, codes[plan.name])
-            record = _recorded(job, plan, artefact, found.results, found.errors)
-            if found.speed is not None and found.original is not None:
-                speeds = [SpeedRecord.model_validate(asdict(speed)) for speed in (found.speed, found.original)]
-                said = {"speed": speeds[0], "baseline": speeds[1], "baseline_label": "the source, in transformers"}
-                record = record.model_copy(update=said)
-            records[plan.name] = record
+        here = job.labelled(plan.name)
+        if plan.target.format == "gguf":
+            continue
+        if plan.target.format == "gptq":
+            found = reopening.check(here, plan, artefact, reference, codes[plan.name])
+        else:
+            found = serving.check(here, plan, artefact, reference)
+        record = _recorded(job, plan, artefact, found.results, found.errors)
+        if found.speed is not None and found.original is not None:
+            speeds = [SpeedRecord.model_validate(asdict(speed)) for speed in (found.speed, found.original)]
+            said = {"speed": speeds[0], "baseline": speeds[1], "baseline_label": found.label}
+            record = record.model_copy(update=said)
+        records[plan.name] = record
     left = [(plan, artefact) for plan, artefact in pairs if plan.name not in records]
     if left:
         with baseline.made(job) as original:

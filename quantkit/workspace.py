@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +47,8 @@ def locked(folder: Path) -> Iterator[Path]:
             ) from error
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        for leftover in folder.rglob("*" + PARTIAL):
-            leftover.unlink()
+        for leftover in list(folder.rglob("*" + PARTIAL)):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield folder
     finally:
         os.close(lock)
@@ -77,6 +78,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise ResourceError(f"{path}: the disk is full; nothing was kept of it. Free some space, or use --work-dir") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary(folder: Path) -> Iterator[Path]:
+    """A folder within `folder` that lives while the block runs; what a killed run left of it goes when the next begins."""
+    place = Path(tempfile.mkdtemp(suffix=PARTIAL, dir=folder))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def key(**parts: Any) -> str:

@@ -27,6 +27,7 @@ LAYERS = [
         "screen",
         "reopening",
         "calibrating",
+        "serving",
     },
     {"__init__"},
     {"cli"},

@@ -71,7 +71,8 @@ class Solved:
 
 def limit(bits: int) -> float:
     """The greatest magnitude that codes of so many bits stand for on either kind of grid: scales are float16."""
-    return float(np.finfo(np.float16).max) * (2 ** (bits - 1) - 1)
+    greatest = float(np.finfo(np.float16).max)
+    return greatest * float(2 ** (bits - 1) - 1)
 
 
 def check_group(width: int, group: int) -> int:
@@ -142,8 +143,12 @@ def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
 
 def nearest(weight: F32, chosen: Grid) -> U8:
     """Codes by rounding to nearest, uint8 (rows, width): what `solve` is compared with."""
-    scales, zeros = (np.repeat(a, chosen.group, 1) for a in (chosen.scales, chosen.zeros.astype(np.float32)))
-    found: U8 = np.clip(np.rint(weight / scales) + zeros, 0, 2**chosen.bits - 1).astype(np.uint8)
+    found = np.empty(weight.shape, np.uint8)
+    for start in range(0, len(weight), SLAB):
+        part = slice(start, start + SLAB)
+        codes = weight[part].reshape(len(found[part]), -1, chosen.group) / chosen.scales[part, :, None]
+        codes = np.clip(np.rint(codes) + chosen.zeros[part, :, None], 0, 2**chosen.bits - 1)
+        found[part] = codes.reshape(found[part].shape)
     return found
 
 

@@ -53,7 +53,7 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
 
     act_order: columns by falling diagonal, the greatest last, since codes are chosen from the last column to the first; else
     the natural order reversed. Where the damped matrix is not positive definite, damping rises by DAMPING's steps; the last
-    adds a thousand times as much as was asked for. Raises WeightError where inputs are not finite, and if even that does not do.
+    adds a thousand times as much as was asked for. Raises WeightError where inputs are not finite, or if that does not do.
     Memory: half a float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
     """
     diagonal = np.sum([np.square(inputs[index]).sum(0, dtype=np.float64) for index in range(len(inputs))], 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from quantkit import memory, workspace
 from quantkit.codecs import compressed_tensors, gptq
-from quantkit.errors import SourceError
+from quantkit.formats import carried
 from quantkit.formats.gptq import layout, shards
 from quantkit.kernels import halves
 from quantkit.kernels.gptq import Solved
@@ -124,18 +123,8 @@ def documents(plan: TargetPlan, snapshot: Snapshot, arranged: list[shards.Shard]
     assert isinstance(plan.target, GptqTarget)
     said = layout.quantization_config(plan, plan.target, snapshot, sources)
     config = {key: value for key, value in snapshot.config.items() if key != "quantization_config"}
-    found = {"config.json": {**config, "quantization_config": said}}
+    found = carried.carried(snapshot, {**config, "quantization_config": said})
     if plan.target.layout == "gptq":
-        found["quantize_config.json"] = said
-    if snapshot.generation_config:
-        found["generation_config.json"] = dict(snapshot.generation_config)
-    if snapshot.tokenizer is None:
-        raise SourceError(f"{snapshot.uri} has no tokenizer to go with the checkpoint")
-    tokenizer = dict(snapshot.tokenizer.config)
-    if snapshot.tokenizer.chat_template is not None:
-        tokenizer["chat_template"] = snapshot.tokenizer.chat_template
-    found["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer}
-    found["tokenizer.json"] = dict(snapshot.tokenizer.definition)
-    texts = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in found.items()}
+        found["quantize_config.json"] = carried.text(said)
     listing = shards.index(arranged)
-    return texts | ({"model.safetensors.index.json": listing} if listing else {}) | dict(snapshot.licence.files)
+    return found | ({"model.safetensors.index.json": listing} if listing else {})

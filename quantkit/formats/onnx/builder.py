@@ -1,0 +1,108 @@
+"""Graphs of decoders by onnxruntime-genai's builder: one for prefill and decode, grouped-query attention, its names.
+
+The builder is a library here: it gets a model of recorded parameters, and its graph is taken before it writes one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit import modules, skeleton
+from quantkit.errors import UnsupportedError
+from quantkit.formats.carried import carried
+from quantkit.formats.onnx import recorded
+from quantkit.formats.onnx.recorded import Deferred
+from quantkit.values import Snapshot
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SETTINGS = "genai_config.json"
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A model's graph without its weights. deferred: initializer -> how it is made. documents: what its runtime reads."""
+
+    model: ir.Model
+    deferred: Mapping[str, Deferred]
+    documents: Mapping[str, str]
+
+
+def build(snapshot: Snapshot) -> Graph:
+    """The float32 graph of a decoder. Raises UnsupportedError for one that the builder does not know."""
+    with _environment(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as place:
+        return _build(snapshot, Path(place))
+
+
+def _build(snapshot: Snapshot, place: Path) -> Graph:
+    library = importlib.import_module("onnxruntime_genai.models.builder")
+    folder = place / "source"
+    folder.mkdir()
+    for name, text in carried(snapshot).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    view = modules.view(snapshot.config, snapshot.weights)
+    model = skeleton.build(snapshot.config, "AutoModelForCausalLM")
+    recorded.record(model, view)
+    where = {"model_name": "", "input_path": str(folder), "output_dir": str(place / "out"), "precision": "fp32"}
+    where |= {"execution_provider": "cpu", "cache_dir": str(place / "cache")}
+    options = library.parse_extra_options(**where, extra_options=[])
+    _flatten_rope(options["hf_details"]["hf_config"])
+    taken: list[Any] = []
+    before = library.Model.load_weights, library.Model.save_model
+    library.Model.load_weights = lambda self, path: model  # noqa: ARG005
+    library.Model.save_model = lambda self, folder: taken.append(self.model)  # noqa: ARG005
+    try:
+        library.create_model(**where, **options)
+    except NotImplementedError as error:
+        raise UnsupportedError(f"onnxruntime-genai's builder has no graph for {_name(snapshot)}: {error}") from error
+    finally:
+        library.Model.load_weights, library.Model.save_model = before
+    graph: ir.Model = taken[0]
+    initializers = graph.graph.initializers.items()
+    deferred = {name: recorded.of(value.const_value) or _held(value.const_value) for name, value in initializers}
+    return Graph(graph, deferred, {SETTINGS: (place / "out" / SETTINGS).read_text(encoding="utf-8")})
+
+
+def _name(snapshot: Snapshot) -> str:
+    return ", ".join(snapshot.config.get("architectures") or [str(snapshot.config.get("model_type"))])
+
+
+def _held(tensor: Any) -> Deferred:
+    return recorded.of_values(tensor.numpy())
+
+
+def _flatten_rope(config: Any) -> None:
+    """Gemma 3's rotary settings by kind of layer, in transformers 5, where the builder reads those of transformers 4."""
+    found = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in found and "sliding_attention" in found:
+        config.rope_local_base_freq = found["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(found["full_attention"])
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """No network, no telemetry; the builder's import sets up everybody's logging, which is put back."""
+    before, root = {name: os.environ.get(name) for name in _OFFLINE}, logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    os.environ.update(_OFFLINE)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,213 @@
+"""ONNX folders: made, shown to be the model, run in onnxruntime, and held to the recipe's gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from quantkit import baseline, making, modules, planning, quality, skeleton, workspace
+from quantkit.checks import divergence, latency, parity, perplexity, reopened, scoring
+from quantkit.checks.parity import Ids
+from quantkit.checks.scoring import Scores
+from quantkit.engines import onnxruntime_decoder, onnxruntime_speed
+from quantkit.errors import SourceError
+from quantkit.formats.gguf import layout as gguf_layout
+from quantkit.formats.onnx import builder, layout, reader, writer
+from quantkit.job import Job
+from quantkit.planning import TargetPlan
+from quantkit.quality import CHUNK, Found, Reference
+from quantkit.recipe import Latency
+from quantkit.report import machine
+from quantkit.solving import Codes
+from quantkit.targets import OnnxRule, OnnxTarget
+from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapshot, Speed, Written
+from quantkit.version import __version__
+
+FLOAT = OnnxTarget(format="onnx", rules=(OnnxRule(match="*", skip=True),))
+
+
+def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Codes | None) -> Artefact:
+    """The planned folder, or the same one of an earlier run."""
+    weighed = observed if plan.onnx.imatrix else {}
+    solved = {name: codes.record(name).codes for row in plan.rows for name in row.sources if codes and codes.holds(name)}
+    made_from = workspace.key(
+        rows=plan.rows,
+        source=gguf_layout.source_digest(job.snapshot),
+        importance=making.digest_of(weighed),
+        codes=solved,
+        quantkit=__version__,
+    )
+    done = job.work / f"{plan.name}.made"
+    if (record := workspace.recall(done, made_from)) is not None:
+        facts = record["facts"]
+        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in facts["files"]]
+        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
+            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
+    artefact = writer.write(
+        plan,
+        job.snapshot,
+        job.work,
+        importance=weighed,
+        solved=codes.solved if codes else None,
+        threads=job.threads,
+        progress=job.progress,
+    )
+    with workspace.replacing(done) as temporary:
+        temporary.write_text(plan.name, encoding="utf-8")
+    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
+    workspace.remember(done, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
+    return artefact
+
+
+def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) -> Found:
+    """Every check of one folder."""
+    gates = job.recipe.gates(plan.target)
+    assert gates is not None
+    with _float_graph(job, plan.onnx) as original:
+        same = _parity(job, original)
+        sound, errors = _integrity(job, plan, artefact)
+        if "fail" in (same.verdict, sound.verdict):  # of another model, or not what was planned: no figure would mean a thing
+            return Found((same, sound), errors)
+        scores = _score(job, artefact.path, reference)
+        results = [
+            same,
+            sound,
+            perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
+            divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
+            *([divergence.check_second(_score(job, artefact.path, reference.second))] if reference.second else []),
+        ]
+        quick, ours, theirs = _time(job, original, original.counterpart or artefact.path, gates.latency)
+    return Found((*results, quick), errors, ours, theirs, original.label)
+
+
+@dataclass(frozen=True, slots=True)
+class _Float:
+    """The float32 graph: of the whole model, or where that does not fit of its first layers, beside which `counterpart` has
+    those layers as the artefact's type."""
+
+    path: Path
+    snapshot: Snapshot
+    label: str
+    counterpart: Path | None
+
+
+@contextmanager
+def _float_graph(job: Job, target: OnnxTarget) -> Iterator[_Float]:
+    whole = 4 * job.snapshot.parameters()
+    fits = 3 * whole < machine.memory_bytes() and whole < 0.9 * planning.free_disk(job.work)
+    snapshot = job.snapshot if fits else baseline.first_layers(job.snapshot)
+    with workspace.temporary(job.work) as place:
+        path = _write(job, FLOAT, snapshot, place / "float")
+        if fits:
+            yield _Float(path, snapshot, "float32 graph of the same weights", None)
+        else:
+            label = f"float32 graph of the first {baseline.CUT_LAYERS} layers, beside those layers as this type"
+            yield _Float(path, snapshot, label, _write(job, target, snapshot, place / "cut"))
+
+
+def _write(job: Job, target: OnnxTarget, snapshot: Snapshot, place: Path) -> Path:
+    place.mkdir()
+    plan = layout.plan(target, "", snapshot, "original")
+    progress = job.labelled("(baseline)").progress
+    return writer.write(plan, snapshot, place, importance={}, solved=None, threads=job.threads, progress=progress).path
+
+
+def _parity(job: Job, original: _Float) -> CheckResult:
+    """The float32 graph against transformers, on the same layers."""
+    texts = parity.texts(int(original.snapshot.config["vocab_size"]))
+    what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
+    found = _graph_logits(onnxruntime_decoder.load(original.path, threads=job.threads), texts)
+    return parity.check(found, _model_logits(original.snapshot, texts), what=what, engine=onnxruntime_decoder.name())
+
+
+def _graph_logits(decoder: onnxruntime_decoder.Decoder, texts: Sequence[Ids]) -> list[F32]:
+    """Prompts of different lengths in one batch, padded on the right, then token by token."""
+    longest = max(parity.PROMPTS)
+    ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), np.int64)
+    for row, (text, length) in enumerate(zip(texts, parity.PROMPTS, strict=True)):
+        ids[row, :length], mask[row, :length] = text[:length], 1
+    logits, past = decoder.run(ids, mask, decoder.empty(len(texts)))
+    found = [[row[:length]] for row, length in zip(logits, parity.PROMPTS, strict=True)]
+    for step in range(parity.DECODE):
+        mask = np.zeros((len(texts), longest + step + 1), np.int64)
+        for row, length in enumerate(parity.PROMPTS):
+            mask[row, : length + step + 1] = 1
+        here = np.array([[text[length + step]] for text, length in zip(texts, parity.PROMPTS, strict=True)], np.int64)
+        logits, past = decoder.run(here, mask, past)
+        for row, parts in enumerate(found):
+            parts.append(logits[row])
+    return [np.concatenate(parts) for parts in found]
+
+
+def _model_logits(snapshot: Snapshot, texts: Sequence[Ids]) -> list[F32]:
+    """transformers' logits for each text alone, from the checkpoint's weights."""
+    import torch
+
+    view = modules.view(snapshot.config, snapshot.weights)
+    model = skeleton.build(snapshot.config, "AutoModelForCausalLM")
+    model.tie_weights()
+    names = [name for name, _ in model.named_parameters()]
+    model.load_state_dict(skeleton.tensors(model, names, view, ""), strict=False, assign=True)
+    model.tie_weights()
+    with torch.no_grad():
+        return [model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy() for text in texts]
+
+
+def _integrity(job: Job, plan: TargetPlan, artefact: Artefact) -> tuple[CheckResult, Mapping[str, float]]:
+    graph = builder.build(job.snapshot)
+    turned = {row.name for row in plan.rows if row.type != "F32"} & layout.matrices(graph.model).keys()
+    kept: dict[str, F32] = {}
+
+    def source_rows(row: Row, start: int, stop: int) -> F32:
+        if row.name not in kept:
+            kept.clear()
+            values = graph.deferred[row.name].make()
+            kept[row.name] = values.T if row.name in turned else values
+        return kept[row.name][start:stop]
+
+    try:
+        written = reader.read(artefact.path, plan.rows)
+        return reopened.check(written, plan.rows, source_rows, lambda name: np.zeros(0, np.uint8), {}, progress=job.progress)
+    except SourceError as error:
+        return CheckResult("integrity", "fail", str(error), {}, {}, "quantkit"), {}
+
+
+def _score(job: Job, path: Path, reference: Reference) -> Scores:
+    tokens = reference.given.tokens
+    with closing(onnxruntime_decoder.open_runner(path, context=CHUNK, threads=job.threads)) as runner:
+        return scoring.score(
+            lambda index: runner.logits(tokens[index].tolist()),
+            tokens,
+            reference.hidden,
+            quality.original_head(job),
+            first=CHUNK // 2,
+            engine=runner.engine,
+            progress=job.progress,
+        )
+
+
+def _time(job: Job, original: _Float, timed: Path, pace: Latency) -> tuple[CheckResult, Speed, Speed]:
+    measure = partial(onnxruntime_speed.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode)
+    result, ours, theirs = latency.check(
+        measure,
+        timed,
+        original.path,
+        rounds=pace.rounds,
+        min_decode_ratio=pace.min_decode_ratio,
+        min_prefill_ratio=pace.min_prefill_ratio,
+        progress=job.progress,
+    )
+    slower = ours.prefill_tokens_per_s < theirs.prefill_tokens_per_s
+    said = f"{result.summary}; of {original.label}" + (
+        f"; prefill is slower than float32 on this CPU ({_sets()})" if slower else ""
+    )
+    return replace(result, summary=said), ours, theirs
+
+
+def _sets() -> str:
+    return ", ".join(machine.instruction_sets()) or "no instruction sets known"
