@@ -157,8 +157,9 @@ def unigram_tokenizer() -> Any:
     return tokenizer
 
 
-def make_pico(name: str, folder: Path) -> Path:
-    """Save the pico checkpoint `name` of PICO into `folder`: random weights of a fixed seed, float32 safetensors."""
+def make_pico(name: str, folder: Path, **over: Any) -> Path:
+    """Save the pico checkpoint `name` of PICO into `folder`: random weights of a fixed seed, float32 safetensors. over: of its
+    config."""
     import torch
     import transformers
 
@@ -177,6 +178,7 @@ def make_pico(name: str, folder: Path) -> Path:
             "max_position_embeddings": 2048,
             **{f"{key}_id": value for key, value in ids.items()},
             **PICO[name],
+            **over,
         }
     )
     torch.manual_seed(0)

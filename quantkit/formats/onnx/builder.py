@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quantkit import modules, skeleton
 from quantkit.errors import UnsupportedError
 from quantkit.formats.carried import carried
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SETTINGS = "genai_config.json"
+_OPTIONS = ["windowed_kv_cache=false"]  # whose cache only onnxruntime-genai can begin
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
@@ -56,21 +59,28 @@ def _build(snapshot: Snapshot, place: Path) -> Graph:
     recorded.record(model, view)
     where = {"model_name": "", "input_path": str(folder), "output_dir": str(place / "out"), "precision": "fp32"}
     where |= {"execution_provider": "cpu", "cache_dir": str(place / "cache")}
-    options = library.parse_extra_options(**where, extra_options=[])
-    _flatten_rope(options["hf_details"]["hf_config"])
+    options = library.parse_extra_options(**where, extra_options=_OPTIONS)
+    _fit_rope(options["hf_details"]["hf_config"])
     taken: list[Any] = []
-    before = library.Model.load_weights, library.Model.save_model
-    library.Model.load_weights = lambda self, path: model  # noqa: ARG005
-    library.Model.save_model = lambda self, folder: taken.append(self.model)  # noqa: ARG005
+    ours = {
+        "load_weights": lambda self, path: model,  # noqa: ARG005
+        "save_model": lambda self, folder: taken.append(self.model),  # noqa: ARG005
+        "has_lm_head": lambda self, module: module is model.get_output_embeddings(),  # noqa: ARG005  # theirs goes by its size
+    }
+    before = {name: getattr(library.Model, name) for name in ours}
     try:
+        for name, method in ours.items():
+            setattr(library.Model, name, method)
         library.create_model(**where, **options)
     except NotImplementedError as error:
-        raise UnsupportedError(f"onnxruntime-genai's builder has no graph for {_name(snapshot)}: {error}") from error
+        raise UnsupportedError(f"onnxruntime-genai's builder has no graph for {_name(snapshot)}") from error
     finally:
-        library.Model.load_weights, library.Model.save_model = before
+        for name, method in before.items():
+            setattr(library.Model, name, method)
     graph: ir.Model = taken[0]
     initializers = graph.graph.initializers.items()
     deferred = {name: recorded.of(value.const_value) or _held(value.const_value) for name, value in initializers}
+    deferred |= _local_rotary(deferred, snapshot.config)
     return Graph(graph, deferred, {SETTINGS: (place / "out" / SETTINGS).read_text(encoding="utf-8")})
 
 
@@ -82,12 +92,27 @@ def _held(tensor: Any) -> Deferred:
     return recorded.of_values(tensor.numpy())
 
 
-def _flatten_rope(config: Any) -> None:
-    """Gemma 3's rotary settings by kind of layer, in transformers 5, where the builder reads those of transformers 4."""
-    found = getattr(config, "rope_parameters", None) or {}
+def _fit_rope(config: Any) -> None:
+    """Rotary settings of transformers 5, where the builder reads those of transformers 4: Gemma 3's by kind of layer, Phi 3's."""
+    found = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in found and "sliding_attention" in found:
         config.rope_local_base_freq = found["sliding_attention"]["rope_theta"]
         config.rope_parameters = dict(found["full_attention"])
+    elif "rope_type" in found:
+        config.rope_parameters = {"type": found["rope_type"], **found}
+
+
+def _local_rotary(deferred: Mapping[str, Deferred], config: Mapping[str, Any]) -> dict[str, Deferred]:
+    """Gemma 3's rotary tables of sliding layers, which the builder stretches as it does those of the others."""
+    if "cos_cache_local" not in deferred:
+        return {}
+    length, half = deferred["cos_cache_local"].shape
+    settings = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    theta = float(settings.get("rope_theta") or config["rope_local_base_freq"])
+    frequencies = theta ** -(np.arange(half, dtype=np.float32) / np.float32(half))
+    angles = np.outer(np.arange(length, dtype=np.float32), frequencies.astype(np.float32))
+    tables = {"cos_cache_local": np.cos(angles), "sin_cache_local": np.sin(angles)}
+    return {name: recorded.of_values(values) for name, values in tables.items()}
 
 
 @contextlib.contextmanager

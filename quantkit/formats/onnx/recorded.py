@@ -43,6 +43,8 @@ def record(model: Any, view: ModuleWeights) -> None:
             given = (args, kwargs or {})
             parts = [part for part in tree_flatten(given)[0] if isinstance(part, Recorded)]
             shadows, options = tree_map(_shadow, given)
+            if func is torch.ops.aten._local_scalar_dense.default:  # "is this bias all zeros?": taken not to be
+                return 1
             sources = dict.fromkeys(name for part in parts for name in part.deferred.sources)
 
             def make() -> F32:
