@@ -152,11 +152,16 @@ def _check_embedding(job: Job, path: Path, reference: Reference, gates: Checks) 
     tokens = reference.given.tokens
     with closing(llama_cpp_encoder.open_embedder(path, context=tokens.shape[1], threads=job.threads)) as embedder:
         found = embedding.embed(embedder, tokens, job.progress)
+    return check_embedding(job, found, reference, gates, embedder.engine)
+
+
+def check_embedding(job: Job, found: F32, reference: Reference, gates: Checks, engine: str) -> CheckResult:
+    """Embeddings (n, width) of the evaluation text against the original's."""
     return embedding.check(
         found,
         embedding.pool(reference.hidden, job.snapshot.config.get("pooling")),
-        chunks=len(tokens) // corpus.TEXTS,
-        engine=embedder.engine,
+        chunks=len(reference.given.tokens) // corpus.TEXTS,
+        engine=engine,
         min_cosine=gates.embedding.min_cosine,
         min_rank=gates.embedding.min_rank,
     )

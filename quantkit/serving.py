@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit import baseline, making, modules, planning, quality, skeleton, workspace
-from quantkit.checks import divergence, latency, parity, perplexity, reopened, scoring
-from quantkit.checks.parity import Ids
+from quantkit import baseline, likeness, making, planning, quality, workspace
+from quantkit.checks import divergence, embedding, latency, perplexity, reopened, scoring
 from quantkit.checks.scoring import Scores
-from quantkit.engines import onnxruntime_decoder, onnxruntime_speed
+from quantkit.codecs import gguf_config
+from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_speed
 from quantkit.errors import SourceError
 from quantkit.formats.gguf import layout as gguf_layout
-from quantkit.formats.onnx import builder, layout, reader, writer
+from quantkit.formats.onnx import graphs, layout, reader, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Found, Reference
-from quantkit.recipe import Latency
+from quantkit.recipe import Checks, Latency
 from quantkit.report import machine
 from quantkit.solving import Codes
 from quantkit.targets import OnnxRule, OnnxTarget
@@ -69,20 +69,28 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
     gates = job.recipe.gates(plan.target)
     assert gates is not None
     with _float_graph(job, plan.onnx) as original:
-        same = _parity(job, original)
+        what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
+        same = likeness.check(original.snapshot, original.path, threads=job.threads, what=what)
         sound, errors = _integrity(job, plan, artefact)
         if "fail" in (same.verdict, sound.verdict):  # of another model, or not what was planned: no figure would mean a thing
             return Found((same, sound), errors)
-        scores = _score(job, artefact.path, reference)
-        results = [
-            same,
-            sound,
-            perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
-            divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
-            *([divergence.check_second(_score(job, artefact.path, reference.second))] if reference.second else []),
-        ]
+        good = _quality(job, artefact.path, reference, gates)
         quick, ours, theirs = _time(job, original, original.counterpart or artefact.path, gates.latency)
-    return Found((*results, quick), errors, ours, theirs, original.label)
+    return Found((same, sound, *good, quick), errors, ours, theirs, original.label)
+
+
+def _quality(job: Job, path: Path, reference: Reference, gates: Checks) -> list[CheckResult]:
+    if quality.kind(job.snapshot) == "encoder":
+        tokens = reference.given.tokens
+        with closing(onnxruntime_encoder.open_embedder(path, threads=job.threads)) as embedder:
+            found = embedding.embed(embedder, tokens, job.progress)
+        return [quality.check_embedding(job, found, reference, gates, embedder.engine)]
+    scores = _score(job, path, reference)
+    return [
+        perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
+        divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
+        *([divergence.check_second(_score(job, path, reference.second))] if reference.second else []),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,50 +125,9 @@ def _write(job: Job, target: OnnxTarget, snapshot: Snapshot, place: Path) -> Pat
     return writer.write(plan, snapshot, place, importance={}, solved=None, threads=job.threads, progress=progress).path
 
 
-def _parity(job: Job, original: _Float) -> CheckResult:
-    """The float32 graph against transformers, on the same layers."""
-    texts = parity.texts(int(original.snapshot.config["vocab_size"]))
-    what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
-    found = _graph_logits(onnxruntime_decoder.load(original.path, threads=job.threads), texts)
-    return parity.check(found, _model_logits(original.snapshot, texts), what=what, engine=onnxruntime_decoder.name())
-
-
-def _graph_logits(decoder: onnxruntime_decoder.Decoder, texts: Sequence[Ids]) -> list[F32]:
-    """Prompts of different lengths in one batch, padded on the right, then token by token."""
-    longest = max(parity.PROMPTS)
-    ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), np.int64)
-    for row, (text, length) in enumerate(zip(texts, parity.PROMPTS, strict=True)):
-        ids[row, :length], mask[row, :length] = text[:length], 1
-    logits, past = decoder.run(ids, mask, decoder.empty(len(texts)))
-    found = [[row[:length]] for row, length in zip(logits, parity.PROMPTS, strict=True)]
-    for step in range(parity.DECODE):
-        mask = np.zeros((len(texts), longest + step + 1), np.int64)
-        for row, length in enumerate(parity.PROMPTS):
-            mask[row, : length + step + 1] = 1
-        here = np.array([[text[length + step]] for text, length in zip(texts, parity.PROMPTS, strict=True)], np.int64)
-        logits, past = decoder.run(here, mask, past)
-        for row, parts in enumerate(found):
-            parts.append(logits[row])
-    return [np.concatenate(parts) for parts in found]
-
-
-def _model_logits(snapshot: Snapshot, texts: Sequence[Ids]) -> list[F32]:
-    """transformers' logits for each text alone, from the checkpoint's weights."""
-    import torch
-
-    view = modules.view(snapshot.config, snapshot.weights)
-    model = skeleton.build(snapshot.config, "AutoModelForCausalLM")
-    model.tie_weights()
-    names = [name for name, _ in model.named_parameters()]
-    model.load_state_dict(skeleton.tensors(model, names, view, ""), strict=False, assign=True)
-    model.tie_weights()
-    with torch.no_grad():
-        return [model(torch.from_numpy(text)[None], use_cache=False).logits[0].float().numpy() for text in texts]
-
-
 def _integrity(job: Job, plan: TargetPlan, artefact: Artefact) -> tuple[CheckResult, Mapping[str, float]]:
-    graph = builder.build(job.snapshot)
-    turned = {row.name for row in plan.rows if row.type != "F32"} & layout.matrices(graph.model).keys()
+    (graph,) = graphs.build(job.snapshot)
+    turned = {row.name for row in plan.rows if row.type != "F32"} & layout.transposed(graph.model)
     kept: dict[str, F32] = {}
 
     def source_rows(row: Row, start: int, stop: int) -> F32:
@@ -192,7 +159,9 @@ def _score(job: Job, path: Path, reference: Reference) -> Scores:
 
 
 def _time(job: Job, original: _Float, timed: Path, pace: Latency) -> tuple[CheckResult, Speed, Speed]:
-    measure = partial(onnxruntime_speed.measure, threads=job.threads, prompt=pace.prompt, decode=pace.decode)
+    kind: onnxruntime_speed.Kind = "encoder" if quality.kind(job.snapshot) == "encoder" else "decoder"
+    prompt = min(pace.prompt, gguf_config.context_length(job.snapshot.config))
+    measure = partial(onnxruntime_speed.measure, kind=kind, threads=job.threads, prompt=prompt, decode=pace.decode)
     result, ours, theirs = latency.check(
         measure,
         timed,

@@ -21,7 +21,8 @@ from quantkit import calibrating, modules, skeleton, walk, workspace
 from quantkit.errors import ResourceError, WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
-from quantkit.formats.onnx import blocks
+from quantkit.formats.onnx import schemes
+from quantkit.formats.onnx.blocks import Blocks
 from quantkit.job import Job
 from quantkit.kernels import gptq, hessian
 from quantkit.kernels.finite import first_nonfinite_row
@@ -150,8 +151,8 @@ def quantised(plan: TargetPlan) -> list[Row]:
         return [row for row in plan.rows if layout.of_type(row.type) is not None]
     found = []
     for row in plan.rows:
-        settings = blocks.of_type(row.type)
-        if settings is not None and all(skeleton.layer_of(name) for name in row.sources):
+        settings = schemes.of_type(row.type)
+        if isinstance(settings, Blocks) and all(skeleton.layer_of(name) for name in row.sources):
             kind = layout.Settings(settings.bits, settings.block).type
             found += [replace(row, name=name, source=name, type=kind, wanted=kind) for name in row.sources]
     return found

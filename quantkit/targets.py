@@ -58,6 +58,8 @@ def _bytes(value: Any) -> Any:
 
 
 OnnxBits = Literal[4, 8]
+OnnxScheme = Literal["blocks", "dynamic"]
+_SITES = ("transformers.js", "sentence-transformers")
 OnnxBlock = Literal[16, 32, 64, 128, 256]
 
 Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
@@ -198,27 +200,36 @@ class OnnxRule(_Strict):
     match: str = Field(min_length=1, description="shell-style pattern of a matrix's name, with or without .weight")
     bits: OnnxBits | None = None
     block: OnnxBlock | None = None
+    scheme: OnnxScheme | None = None
     skip: bool = Field(False, description="leave them in float32")
 
     @model_validator(mode="after")
     def _says_something(self) -> OnnxRule:
-        if self.skip == (self.bits is not None or self.block is not None):
-            raise ValueError("give bits, block or both, or skip: true alone")
+        if self.skip == any(each is not None for each in (self.bits, self.block, self.scheme)):
+            raise ValueError("give bits, block, scheme or some of them, or skip: true alone")
         return self
 
 
 class OnnxTarget(_Strict):
-    """A folder that onnxruntime and onnxruntime-genai run: matrices and embeddings in blocks of 8 or 4 bits."""
+    """A folder that onnxruntime runs, and of a decoder onnxruntime-genai: matrices and embeddings of 8 or 4 bits."""
 
     format: Literal["onnx"]
     bits: OnnxBits = 8
-    block: OnnxBlock = Field(32, description="columns that share a scale")
+    scheme: OnnxScheme | None = Field(
+        None,
+        description="blocks: weights alone are quantised, a decoder's default; dynamic: activations too, as they come, "
+        "an encoder's",
+    )
+    block: OnnxBlock | None = Field(None, description="columns that share a scale; of a decoder 32 by default")
     sym: bool = Field(True, description="false: blocks have zeros of their own")
     imatrix: bool = Field(False, description="weight the errors by the calibration text's activations")
     codes: Literal["search", "gptq"] = Field(
         "search", description="gptq: codes of the layers' matrices by GPTQ's engine, on the calibration text"
     )
     quality: Literal["standard", "high"] = Field("standard", description="of codes: gptq, as of a gptq target")
+    layout: Literal["genai", "plain", "transformers.js", "sentence-transformers"] = Field(
+        "plain", description="where graphs lie in the folder and what they are called; a decoder's always suits genai"
+    )
     rules: tuple[OnnxRule, ...] = Field((), description="other settings by name; the first match counts")
     checks: dict[CheckName, Literal["report"]] = Field(
         default_factory=dict, description="checks that only report for this target"
@@ -226,15 +237,23 @@ class OnnxTarget(_Strict):
 
     @property
     def label(self) -> str:
-        return f"INT{self.bits}B{self.block}" + ("" if self.sym else "Z")
+        block = f"B{self.block}" if self.block is not None else ""
+        return f"INT{self.bits}{block}" + ("" if self.sym else "Z") + (f"-{self.scheme}" if self.scheme else "")
 
     @property
     def name(self) -> str:
-        return f"onnx-{self.label.lower()}" + ("-gptq" if self.codes == "gptq" else "") + ("-imatrix" if self.imatrix else "")
+        further = [self.label.lower(), *(["gptq"] if self.codes == "gptq" else []), *(["imatrix"] if self.imatrix else [])]
+        return "-".join(["onnx", *further, *([self.layout.replace(".", "")] if self.layout in _SITES else [])])
 
     @property
     def calibrated(self) -> bool:
         return self.imatrix or self.codes == "gptq"
+
+    @model_validator(mode="after")
+    def _dynamic_is_of_8_bits(self) -> OnnxTarget:
+        if self.scheme == "dynamic" and (self.bits != 8 or self.codes == "gptq"):
+            raise ValueError("scheme: dynamic has weights of 8 bits whose codes are searched; use scheme: blocks")
+        return self
 
     @property
     def solver(self) -> GptqTarget:

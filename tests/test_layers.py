@@ -28,6 +28,7 @@ LAYERS = [
         "reopening",
         "calibrating",
         "serving",
+        "likeness",
     },
     {"__init__"},
     {"cli"},

@@ -89,19 +89,24 @@ def _width(path: Path, stated: int | str) -> int:
     """The width of a head; where the graph leaves it open, as genai_config.json says."""
     if isinstance(stated, int):
         return stated
-    settings = json.loads((path.parent / "genai_config.json").read_text(encoding="utf-8"))
+    settings = json.loads(beside(path, "genai_config.json").read_text(encoding="utf-8"))
     return int(settings["model"]["decoder"]["head_size"])
 
 
 def open_runner(path: Path, *, context: int, threads: int) -> Runner:
     """Loads a decoder for texts of up to `context` tokens. Errors as of `load`."""
-    return _Runner(load(path, threads=threads), context, _ends(path.parent), name())
+    return _Runner(load(path, threads=threads), context, _ends(path), name())
 
 
-def _ends(folder: Path) -> frozenset[int]:
+def beside(graph: Path, name: str) -> Path:
+    """A document of a graph's folder, of which some layouts put graphs into a folder below."""
+    return next((path for path in (graph.parent / name, graph.parent.parent / name) if path.is_file()), graph.parent / name)
+
+
+def _ends(graph: Path) -> frozenset[int]:
     """Tokens that end a generation."""
     for file in ("generation_config.json", "config.json"):
-        path = folder / file
+        path = beside(graph, file)
         found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
         if found is not None:
             return frozenset(found if isinstance(found, list) else [found])

@@ -10,20 +10,29 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from quantkit import memory
-from quantkit.engines import children, onnxruntime_decoder
+from quantkit.engines import children, onnxruntime_decoder, onnxruntime_encoder
 from quantkit.values import Speed
+
+Kind = Literal["decoder", "encoder"]
 
 _WARM_UP_TOKENS = 16
 
 
-def measure(path: Path, *, threads: int, prompt: int, decode: int) -> Speed:
-    """Speed and peak memory of one decoder, from one child process; see `_measure` for what is timed. Errors as of
+def measure(path: Path, *, kind: Kind, threads: int, prompt: int, decode: int) -> Speed:
+    """Speed and peak memory of one graph, from one child process; see `_measure` for what is timed. Errors as of
     children.measure."""
-    options: dict[str, str | int] = {"file": str(path), "threads": threads, "prompt": prompt, "decode": decode}
+    options: dict[str, str | int] = {
+        "file": str(path),
+        "kind": kind,
+        "threads": threads,
+        "prompt": prompt,
+        "decode": decode,
+    }
     return children.measure("quantkit.engines.onnxruntime_speed", path, options)
 
 
@@ -61,13 +70,46 @@ def _measure(path: Path, threads: int, prompt: int, decode: int) -> Speed:
     )
 
 
+def _measure_encoder(path: Path, threads: int, prompt: int) -> Speed:
+    """Load, warm up, then texts of `prompt` tokens, one at a time, for half a second or three of them."""
+    import onnxruntime  # noqa: F401
+
+    begin = time.perf_counter()
+    session = onnxruntime_decoder.session(path, threads=threads)
+    loaded = time.perf_counter()
+    ids = np.array([[(7919 * index + 17) % 1000 for index in range(prompt)]], np.int64)
+    onnxruntime_encoder.states(session, ids, np.ones_like(ids))
+    warm, times = time.perf_counter(), list[float]()
+    while len(times) < 3 or time.perf_counter() - warm < 0.5:
+        start = time.perf_counter()
+        onnxruntime_encoder.states(session, ids, np.ones_like(ids))
+        times.append(time.perf_counter() - start)
+    each = sorted(times)[len(times) // 2]
+    return Speed(
+        engine=onnxruntime_decoder.name(),
+        threads=threads,
+        prompt_tokens=prompt,
+        decode_tokens=0,
+        load_seconds=loaded - begin,
+        first_token_seconds=each,
+        prefill_tokens_per_s=prompt / each,
+        decode_tokens_per_s=None,
+        peak_rss_bytes=memory.peak(),
+    )
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m quantkit.engines.onnxruntime_speed")
     parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("--kind", choices=("decoder", "encoder"), default="decoder")
     for name, default in (("threads", 2), ("prompt", 256), ("decode", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    print(json.dumps(asdict(_measure(given.file, given.threads, given.prompt, given.decode))))
+    if given.kind == "encoder":
+        found = _measure_encoder(given.file, given.threads, given.prompt)
+    else:
+        found = _measure(given.file, given.threads, given.prompt, given.decode)
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from quantkit import modules, skeleton
 from quantkit.errors import UnsupportedError
 from quantkit.formats.carried import carried
 from quantkit.formats.onnx import recorded
+from quantkit.formats.onnx.graph import Graph
 from quantkit.formats.onnx.recorded import Deferred
 from quantkit.values import Snapshot
 
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 SETTINGS = "genai_config.json"
 _OPTIONS = ["windowed_kv_cache=false"]  # whose cache only onnxruntime-genai can begin
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """A model's graph without its weights. deferred: initializer -> how it is made. documents: what its runtime reads."""
-
-    model: ir.Model
-    deferred: Mapping[str, Deferred]
-    documents: Mapping[str, str]
 
 
 def build(snapshot: Snapshot) -> Graph:
@@ -78,10 +69,16 @@ def _build(snapshot: Snapshot, place: Path) -> Graph:
         for name, method in before.items():
             setattr(library.Model, name, method)
     graph: ir.Model = taken[0]
+    graph.graph.sort()
+    for node in graph.graph:  # inputs left out are values without a name, which nothing else takes for absent
+        for index, value in enumerate(node.inputs):
+            if value is not None and not value.name:
+                node.replace_input_with(index, None)
     initializers = graph.graph.initializers.items()
     deferred = {name: recorded.of(value.const_value) or _held(value.const_value) for name, value in initializers}
     deferred |= _local_rotary(deferred, snapshot.config)
-    return Graph(graph, deferred, {SETTINGS: (place / "out" / SETTINGS).read_text(encoding="utf-8")})
+    settings = (place / "out" / SETTINGS).read_text(encoding="utf-8")
+    return Graph("model", "decoder", graph, deferred, {SETTINGS: settings}, "right")
 
 
 def _name(snapshot: Snapshot) -> str:
@@ -93,7 +90,7 @@ def _held(tensor: Any) -> Deferred:
 
 
 def _fit_rope(config: Any) -> None:
-    """Rotary settings of transformers 5, where the builder reads those of transformers 4: Gemma 3's by kind of layer, Phi 3's."""
+    """Rotary settings of transformers 5 where the builder reads those of 4: Gemma 3's by kind of layer, Phi 3's."""
     found = dict(getattr(config, "rope_parameters", None) or {})
     if "full_attention" in found and "sliding_attention" in found:
         config.rope_local_base_freq = found["sliding_attention"]["rope_theta"]

@@ -1,21 +1,29 @@
 """What an ONNX folder of a model will hold: every tensor of its graph with its type, the graph's size, its data's.
 
-Weights lie in one file of external data beside the graph, each aligned so that it can be mapped; a graph stays far below
-protobuf's 2 GB.
+A graph's weights lie in it, or, from INLINE bytes on and always of a decoder, in one file of external data beside it, each
+aligned so that it can be mapped.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quantkit.errors import InputError
-from quantkit.formats.onnx import blocks, builder
-from quantkit.formats.onnx.builder import Graph
+from quantkit.formats.carried import carried
+from quantkit.formats.carried import text as written
+from quantkit.formats.onnx import blocks, graphs, schemes
+from quantkit.formats.onnx.blocks import Blocks
+from quantkit.formats.onnx.dynamic import Dynamic
+from quantkit.formats.onnx.graph import Graph
+from quantkit.formats.onnx.schemes import Scheme
 from quantkit.planning import FilePlan, TargetPlan, bits_per_weight
 from quantkit.targets import OnnxTarget
 from quantkit.values import JOINED, Row, Snapshot
@@ -23,15 +31,17 @@ from quantkit.values import JOINED, Row, Snapshot
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
+DATA = ".data"  # after the graph's file name
+INLINE = 1 << 30
 _PAGE = 4096
 _LARGE = 1 << 20  # bytes; from there on tensors begin on a page
 _ALIGNED = 64
+_RESHAPING = ("Reshape", "Unsqueeze", "Squeeze", "Cast")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of the data file. part: of its row's; "" where it is the row."""
+    """A tensor of a file. part: of its row's; "" where it is the row."""
 
     name: str
     row: str
@@ -41,65 +51,110 @@ class Stored:
     offset: int
     nbytes: int
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
 
-@dataclass(frozen=True, slots=True)
-class Assembled:
-    """A quantised graph, as protobuf, and what its data file holds, in order."""
 
-    graph: bytes
-    stored: tuple[Stored, ...]
-    nbytes: int  # of the data file
-    transposed: frozenset[str]  # rows that the unquantised graph holds as (width, rows)
+Hold = Callable[[Stored], Any]
+"""hold(stored): the onnx_ir tensor that the graph gets for it."""
 
 
 def plan(target: OnnxTarget, digest: str, snapshot: Snapshot, model: str) -> TargetPlan:
     """The plan of a folder, files within it as "<folder>/<file>". Raises InputError for rules that match nothing,
     UnsupportedError for a model that has no graph, WeightError for one that its checkpoint does not hold."""
-    graph = builder.build(snapshot)
-    rows = plan_rows(target, graph, snapshot)
     folder = f"{re.sub(r'[^A-Za-z0-9.]+', '-', model.split('/')[-1]).strip('-.') or 'model'}-{target.name}"
-    made = assemble(graph, rows)
-    files = (FilePlan(f"{folder}/{MODEL}", (), len(made.graph)), FilePlan(f"{folder}/{DATA}", rows, made.nbytes))
-    return TargetPlan(target, digest, files, bits_per_weight(rows))
+    files: list[FilePlan] = []
+    for graph in graphs.build(snapshot):
+        rows, name = plan_rows(target, graph, snapshot), f"{folder}/{file(target, graph)}"
+        stored = lay_out(rows)
+        if inline(graph, stored):
+            files.append(FilePlan(name, rows, len(assemble(graph, rows, empty))))
+        else:
+            files.append(FilePlan(name, (), len(assemble(graph, rows, external(name.rpartition("/")[2])))))
+            files.append(FilePlan(name + DATA, rows, stored[-1].end))
+    return TargetPlan(target, digest, tuple(files), bits_per_weight([row for file in files for row in file.rows]))
+
+
+def file(target: OnnxTarget, graph: Graph) -> str:
+    """Where a graph lies in its folder. transformers.js: packages/transformers/src/utils/dtypes.js; sentence-transformers:
+    its backend's export_dynamic_quantized_onnx_model."""
+    if target.layout == "transformers.js":
+        return f"onnx/{graph.base}_{'quantized' if target.bits == 8 else 'q4'}.onnx"
+    if target.layout == "sentence-transformers":
+        return f"onnx/{graph.base}_{'quint8_avx2' if target.bits == 8 else 'q4'}.onnx"
+    return f"{graph.base}.onnx"
+
+
+def documents(target: OnnxTarget, snapshot: Snapshot) -> dict[str, str]:
+    """What lies beside the graphs: file name -> text."""
+    found, pooling = carried(snapshot), snapshot.config.get("pooling")
+    if target.layout == "transformers.js":
+        config = json.loads(found["config.json"]) | {"transformers.js_config": {"use_external_data_format": False}}
+        found["config.json"] = written(config)
+    if pooling is not None:
+        kinds = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")
+        listed = [
+            {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for at, (path, kind) in enumerate(kinds)
+        ]
+        modes = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
+        said = {f"pooling_mode_{mode}": pooling == name for name, mode in modes.items()}
+        width = {"word_embedding_dimension": snapshot.config.get("hidden_size")}
+        found |= {"modules.json": written(listed), "1_Pooling/config.json": written({**width, **said})}
+    return found
+
+
+def inline(graph: Graph, stored: Sequence[Stored]) -> bool:
+    """Whether a graph holds its weights itself."""
+    return graph.kind != "decoder" and stored[-1].end < INLINE
 
 
 def plan_rows(target: OnnxTarget, graph: Graph, snapshot: Snapshot) -> tuple[Row, ...]:
     """The fate of every tensor of a graph."""
-    tables, found = _tables(graph.model), matrices(graph.model)
-    idle = [rule.match for rule in target.rules if not any(_matches(rule.match, graph, name) for name in (*tables, *found))]
+    looked_up, multiplied, turned = tables(graph.model), matrices(graph.model), transposed(graph.model)
+    quantisable = [name for name in graph.deferred if name in looked_up or name in multiplied]
+    idle = [rule.match for rule in target.rules if not any(_matches(rule.match, graph, name) for name in quantisable)]
     if idle:
-        some = ", ".join(list(found)[:2])
+        some = ", ".join(quantisable[:2])
         raise InputError(f"{target.name}: rules that match no matrix: {', '.join(map(repr, idle))}; names are like {some}")
-    return tuple(_row(target, graph, snapshot, name, name in tables or name in found) for name in graph.deferred)
+    rows = []
+    for name, deferred in graph.deferred.items():
+        source = JOINED.join(deferred.sources) or None
+        stored = snapshot.weights.infos.get(deferred.sources[0]) if source else None
+        dtype = stored.dtype if stored else "F32"
+        shape = deferred.shape[::-1] if name in turned else deferred.shape
+        scheme, wanted, why = None, "F32", "no matrix"
+        if name in quantisable:
+            scheme, wanted, why = _scheme(target, graph, name, shape, multiplied=name in multiplied and name not in looked_up)
+        if scheme is None:
+            rows.append(Row(name, source, deferred.shape, dtype, "F32", wanted, why, 4 * math.prod(shape)))
+        else:
+            rows.append(Row(name, source, shape, dtype, scheme.type, wanted, why, schemes.nbytes(scheme, *shape)))
+    return tuple(rows)
 
 
-def _row(target: OnnxTarget, graph: Graph, snapshot: Snapshot, name: str, quantisable: bool) -> Row:
-    deferred = graph.deferred[name]
-    source = JOINED.join(deferred.sources) or None
-    stored = snapshot.weights.infos.get(deferred.sources[0]) if source else None
-    dtype = stored.dtype if stored else "F32"
-    shape = deferred.shape[::-1] if name in matrices(graph.model) else deferred.shape
-    settings, wanted, why = _settings(target, graph, name, shape) if quantisable else (None, "F32", "no matrix")
-    if settings is None:
-        return Row(name, source, deferred.shape, dtype, "F32", wanted, why, 4 * math.prod(shape))
-    return Row(name, source, shape, dtype, settings.type, wanted, why, settings.nbytes(*shape))
-
-
-def _settings(target: OnnxTarget, graph: Graph, name: str, shape: tuple[int, ...]) -> tuple[blocks.Settings | None, str, str]:
-    """The settings of a matrix (rows, width), what the recipe wants, and the reason."""
-    bits, block, why = target.bits, target.block, "the recipe's bits and block"
+def _scheme(
+    target: OnnxTarget, graph: Graph, name: str, shape: tuple[int, ...], *, multiplied: bool
+) -> tuple[Scheme | None, str, str]:
+    """The scheme of a matrix (rows, width), the type that the recipe wants, and the reason. multiplied: and never looked up."""
     rule = next((rule for rule in target.rules if _matches(rule.match, graph, name)), None)
+    bits, block, why = target.bits, target.block, "the recipe's"
+    kind = target.scheme or ("blocks" if graph.kind == "decoder" else "dynamic")
     if rule is not None:
-        bits, block, why = rule.bits or bits, rule.block or block, f"rule {rule.match!r}"
+        bits, block, kind, why = rule.bits or bits, rule.block or block, rule.scheme or kind, f"rule {rule.match!r}"
         if rule.skip:
             return None, "F32", why
-    wanted = blocks.Settings(bits, block, target.sym).type
+    if kind == "dynamic" and multiplied:
+        return Dynamic(), Dynamic().type, why
+    block = block or (32 if kind == "blocks" else 128)
+    wanted = Blocks(bits, block, target.sym).type
     size = blocks.fitting(shape[-1], block)
     if size is None:
         return None, wanted, f"no block divides its {shape[-1]} columns"
     if size != block:
         why = f"a block of {block} does not divide its {shape[-1]} columns"
-    return blocks.Settings(bits, size, target.sym), wanted, why
+    return Blocks(bits, size, target.sym), wanted, why
 
 
 def _matches(pattern: str, graph: Graph, name: str) -> bool:
@@ -108,90 +163,111 @@ def _matches(pattern: str, graph: Graph, name: str) -> bool:
 
 
 def matrices(model: ir.Model) -> dict[str, list[ir.Node]]:
-    """Initializers that activations are multiplied by, and where."""
+    """Initializers that activations are multiplied by, as they are or transposed (a tied head's), and where."""
     found: dict[str, list[ir.Node]] = {}
     for node in model.graph:
-        if node.op_type == "MatMul" and node.inputs[1] is not None and node.inputs[1].is_initializer():
-            value = node.inputs[1]
-            if value.shape is not None and len(value.shape) == 2:
-                found.setdefault(str(value.name), []).append(node)
+        value = _untransposed(node.inputs[1]) if node.op_type == "MatMul" else None
+        if value is not None and value.is_initializer() and value.shape is not None and len(value.shape) == 2:
+            found.setdefault(str(value.name), []).append(node)
     return found
 
 
-def _tables(model: ir.Model) -> dict[str, list[ir.Node]]:
+def transposed(model: ir.Model) -> frozenset[str]:
+    """Those of `matrices` that the graph holds as (width, rows)."""
+    return frozenset(name for name, nodes in matrices(model).items() if nodes[0].inputs[1] is model.graph.initializers[name])
+
+
+def tables(model: ir.Model) -> dict[str, list[ir.Node]]:
     """Initializers that token ids look rows up in, as they are or transposed (a tied head's), and where."""
     found: dict[str, list[ir.Node]] = {}
-    ids = {value.name for value in model.graph.inputs if value.name and value.name.endswith("input_ids")}
     for node in model.graph:
-        if node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name in ids:
-            value = node.inputs[0]
-            producer = value.producer() if value is not None else None
-            if producer is not None and producer.op_type == "Transpose":
-                value = producer.inputs[0]
-            if value is not None and value.is_initializer():
-                found.setdefault(str(value.name), []).append(node)
+        value = _untransposed(node.inputs[0]) if node.op_type == "Gather" and _are_ids(node.inputs[1]) else None
+        if value is not None and value.is_initializer():
+            found.setdefault(str(value.name), []).append(node)
     return found
 
 
-def assemble(graph: Graph, rows: Sequence[Row]) -> Assembled:
-    """The graph with its quantised operators, all tensors in external data. Changes `graph.model`."""
+def _untransposed(value: ir.Value | None) -> ir.Value | None:
+    producer = value.producer() if value is not None else None
+    return producer.inputs[0] if producer is not None and producer.op_type == "Transpose" else value
+
+
+def _are_ids(value: ir.Value | None) -> bool:
+    """Whether a value is the graph's token ids, in whatever shape."""
+    while value is not None and (producer := value.producer()) is not None and producer.op_type in _RESHAPING:
+        value = producer.inputs[0]
+    return value is not None and value.is_graph_input() and str(value.name).endswith("input_ids")
+
+
+def assemble(graph: Graph, rows: Sequence[Row], hold: Hold) -> bytes:
+    """The graph with its quantised operators, as protobuf. graph.model stays as it is."""
     import onnx_ir as ir
 
-    tables, found = _tables(graph.model), matrices(graph.model)
-    stored = list(_lay_out(rows))
+    model = graph.model.clone()
+    looked_up, multiplied = tables(model), matrices(model)
+    stored = lay_out(rows)
     for row in rows:
-        parts = [each for each in stored if each.row == row.name]
-        values = {each.part: _register(graph.model, each) for each in parts if each.part}
-        settings = blocks.of_type(row.type)
-        if settings is None:
-            value = graph.model.graph.initializers[row.name]
-            value.const_value = _external(parts[0])
+        parts = {each.part: each for each in stored if each.row == row.name}
+        scheme = schemes.of_type(row.type)
+        if scheme is None:
+            model.graph.initializers[row.name].const_value = hold(parts[""])
             continue
-        for node in found.get(row.name, ()):
-            blocks.multiply(node, values, settings, *row.shape)
-        for node in tables.get(row.name, ()):
-            blocks.look_up(node, values, settings, *row.shape)
-    _drop_unused(graph.model)
-    graph.model.graph.sort()
-    graph.model.producer_name = "quantkit"
-    proto = ir.to_proto(graph.model)
-    end = stored[-1].offset + stored[-1].nbytes if stored else 0
-    return Assembled(proto.SerializeToString(deterministic=True), tuple(stored), end, frozenset(found))
+        values = {part: _register(model, each, hold) for part, each in parts.items()}
+        for node in multiplied.get(row.name, ()):
+            scheme.multiply(node, values, *row.shape)
+        for node in looked_up.get(row.name, ()):
+            assert isinstance(scheme, Blocks)
+            scheme.look_up(node, values, *row.shape)
+    _drop_unused(model)
+    model.graph.opset_imports.setdefault(blocks.DOMAIN, 1)
+    model.graph.sort()
+    model.producer_name, model.producer_version = "quantkit", None
+    found: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return found
 
 
-def _lay_out(rows: Sequence[Row]) -> Iterator[Stored]:
+def lay_out(rows: Sequence[Row]) -> tuple[Stored, ...]:
+    """What a data file holds, in order."""
+    return tuple(_stored(rows))
+
+
+def _stored(rows: Sequence[Row]) -> Iterator[Stored]:
     end = 0
     for row in rows:
-        for name, part, dtype, shape in _parts(row):
-            nbytes = math.prod(shape) * (1 if dtype == "UINT8" else 4)
+        scheme = schemes.of_type(row.type)
+        parts = scheme.parts(*row.shape) if scheme else {"": ("FLOAT", row.shape)}
+        for part, (dtype, shape) in parts.items():
+            nbytes = schemes.size(dtype, shape)
             step = _PAGE if nbytes >= _LARGE else _ALIGNED
             offset = -(-end // step) * step
-            yield Stored(name, row.name, part, dtype, shape, offset, nbytes)
+            yield Stored(schemes.name(row.name, part), row.name, part, dtype, shape, offset, nbytes)
             end = offset + nbytes
 
 
-def _parts(row: Row) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
-    settings = blocks.of_type(row.type)
-    if settings is None:
-        yield row.name, "", "FLOAT", row.shape
-        return
-    shapes, dtypes = settings.shapes(*row.shape), blocks.dtypes()
-    for part, name in blocks.names(row.name, settings).items():
-        yield name, part, dtypes[part], shapes[part]
-
-
-def _external(stored: Stored) -> Any:
+def external(file: str) -> Hold:
+    """Tensors that lie in the data file beside a graph's."""
     import onnx_ir as ir
 
-    kind, shape = ir.DataType[stored.dtype], ir.Shape(stored.shape)
-    return ir.ExternalTensor(DATA, stored.offset, stored.nbytes, kind, shape=shape, name=stored.name)
+    def hold(stored: Stored) -> Any:
+        kind, shape = ir.DataType[stored.dtype], ir.Shape(stored.shape)
+        return ir.ExternalTensor(file + DATA, stored.offset, stored.nbytes, kind, shape=shape, name=stored.name)
+
+    return hold
 
 
-def _register(model: ir.Model, stored: Stored) -> ir.Value:
+def empty(stored: Stored) -> Any:
+    """Tensors of the right size that hold nothing: for a graph of which only the size is asked."""
+    import onnx_ir as ir
+
+    kind = np.uint8 if stored.dtype == "UINT8" else np.float32
+    return ir.Tensor(np.zeros(stored.shape, kind), name=stored.name)
+
+
+def _register(model: ir.Model, stored: Stored, hold: Hold) -> ir.Value:
     import onnx_ir as ir
 
     value = ir.Value(name=stored.name, shape=ir.Shape(stored.shape), type=ir.TensorType(ir.DataType[stored.dtype]))
-    value.const_value = _external(stored)
+    value.const_value = hold(stored)
     model.graph.register_initializer(value)
     return value
 

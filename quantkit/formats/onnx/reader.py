@@ -1,4 +1,4 @@
-"""An ONNX folder's tensors as they were written, read by onnx_ir, blocks decoded."""
+"""An ONNX graph's tensors as they were written, read by onnx_ir, blocks decoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import SourceError
-from quantkit.formats.onnx import blocks
+from quantkit.formats.onnx import schemes
+from quantkit.formats.onnx.exported import SMALL
 from quantkit.values import F32, Row, TensorInfo
 
 
@@ -22,21 +23,27 @@ class OnnxTensors:
     held: Mapping[str, Mapping[str, Any]]  # row -> part -> onnx_ir tensor
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> F32:
-        parts = {part: tensor.numpy()[start:stop] for part, tensor in self.held[name].items()}
-        settings = blocks.of_type(self.infos[name].dtype)
-        if settings is not None:
-            return blocks.decode(parts, settings)
-        found: F32 = np.array(parts[""], np.float32)
-        return found
+        parts, info = {part: tensor.numpy() for part, tensor in self.held[name].items()}, self.infos[name]
+        scheme = schemes.of_type(info.dtype)
+        if scheme is None:
+            found: F32 = np.array(parts[""][start:stop], np.float32)
+            return found
+        said = scheme.parts(*info.shape)
+        rows = {part: _rows(array, said[part][1].index(info.shape[0]), start, stop) for part, array in parts.items()}
+        return scheme.decode(rows)
 
     def close(self) -> None:
         pass
 
 
-def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
-    """The tensors of a graph. What it holds beside the planned rows is there under its own name.
+def _rows(array: np.ndarray[Any, Any], axis: int, start: int, stop: int | None) -> np.ndarray[Any, Any]:
+    return array[start:stop] if axis == 0 else array[:, start:stop]
 
-    Raises SourceError for a file that does not parse, or whose data is shorter than it says.
+
+def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
+    """The tensors of a graph. What it holds beside the planned rows, constants apart, is there under its own name.
+
+    Raises SourceError for a file that does not parse.
     """
     import onnx_ir as ir
 
@@ -45,18 +52,14 @@ def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
     except Exception as error:  # protobuf's and onnx_ir's share no base but this
         raise SourceError(f"{path} is no ONNX graph: {error}") from error
     held: dict[str, dict[str, Any]] = {}
+    infos: dict[str, TensorInfo] = {}
     for row in rows:
-        settings = blocks.of_type(row.type)
-        names = blocks.names(row.name, settings) if settings else {"": row.name}
-        if all(name in initializers for name in names.values()):
-            held[row.name] = {part: initializers.pop(name) for part, name in names.items()}
-    kinds = {row.name: (row.shape, row.type) for row in rows}
-    held |= {str(name): {"": tensor} for name, tensor in initializers.items() if tensor is not None and tensor.size > SMALL}
-    infos = {}
-    for name, parts in held.items():
-        shape, kind = kinds.get(name, (tuple(parts[""].shape) if "" in parts else (), "F32"))
-        infos[name] = TensorInfo(name, shape, kind, sum(tensor.nbytes for tensor in parts.values()))
+        scheme = schemes.of_type(row.type)
+        parts = {part: schemes.name(row.name, part) for part in (scheme.parts(*row.shape) if scheme else ("",))}
+        if all(initializers.get(name) is not None for name in parts.values()):
+            held[row.name] = {part: initializers.pop(name) for part, name in parts.items()}
+            infos[row.name] = TensorInfo(row.name, row.shape, row.type, row.nbytes)
+    for name, tensor in initializers.items():
+        if tensor is not None and tensor.size > SMALL and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.UINT8):
+            held[name], infos[name] = {"": tensor}, TensorInfo(name, tuple(tensor.shape.numpy()), "F32", tensor.nbytes)
     return OnnxTensors(infos, held)
-
-
-SMALL = 16  # elements; a graph's own constants are no weights

@@ -1,4 +1,7 @@
-"""Writes an ONNX folder: graph, data and what its runtime reads beside them, in the memory of one tensor."""
+"""Writes an ONNX folder: graphs, their data and what their runtimes read beside them.
+
+With external data it takes the memory of one tensor; a graph that holds its weights itself is made whole.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ import numpy as np
 
 from quantkit import memory, workspace
 from quantkit.errors import WeightError
-from quantkit.formats import carried
-from quantkit.formats.onnx import blocks, builder, layout
-from quantkit.formats.onnx.recorded import Deferred
+from quantkit.formats.onnx import graphs, layout, schemes
+from quantkit.formats.onnx.blocks import Blocks
+from quantkit.formats.onnx.graph import Graph
 from quantkit.kernels import gptq
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan
@@ -43,78 +46,92 @@ def write(
     """
     started = time.perf_counter()
     memory.reset_peak()
-    place = folder / Path(plan.file).parent
-    place.mkdir(exist_ok=True)
-    graph = builder.build(snapshot)
-    made = layout.assemble(graph, plan.rows)
-    texts = carried.carried(snapshot) | dict(graph.documents)
-    written = [_write_whole(place / layout.MODEL, made.graph)]
-    with (
-        workspace.replacing(place / layout.DATA) as temporary,
-        open(temporary, "wb") as file,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        data = _Data(made, graph.deferred, importance, solved, pool)
-        digest = _write_data(file, plan, data, progress)
-    written.append(Written(place / layout.DATA, made.nbytes, digest))
+    place = folder / Path(plan.file).parts[0]
+    written: list[Written] = []
+    made = graphs.build(snapshot)
+    texts = layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
+    with ThreadPoolExecutor(threads) as pool:
+        for graph in made:
+            values = _Values(graph, layout.transposed(graph.model), importance, solved, pool)
+            written += _write_graph(plan, place / layout.file(plan.onnx, graph), folder, values, progress)
     written += [_write_whole(place / name, text.encode()) for name, text in texts.items()]
     return Artefact(plan.name, tuple(written), plan.rows, time.perf_counter() - started, memory.peak())
 
 
-def _write_whole(path: Path, content: bytes) -> Written:
-    with workspace.replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return Written(path, len(content), hashlib.sha256(content).hexdigest())
-
-
 @dataclass(frozen=True, slots=True)
-class _Data:
-    """What the data file is made of."""
+class _Values:
+    """What a graph's tensors are made of. transposed: those that it multiplies by, as (width, rows)."""
 
-    made: layout.Assembled
-    deferred: Mapping[str, Deferred]
+    graph: Graph
+    transposed: frozenset[str]
     importance: Mapping[str, Importance]
     solved: Solved | None
     pool: Executor
 
 
-def _write_data(file: BinaryIO, plan: TargetPlan, data: _Data, progress: Progress) -> str:
+def _write_graph(plan: TargetPlan, path: Path, folder: Path, values: _Values, progress: Progress) -> list[Written]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole, data = str(path.relative_to(folder)), path.with_name(path.name + layout.DATA)
+    rows = next(file.rows for file in plan.files if file.rows and file.name in (whole, whole + layout.DATA))
+    stored = layout.lay_out(rows)
+    if layout.inline(values.graph, stored):
+        import onnx_ir as ir
+
+        held: dict[str, np.ndarray[Any, Any]] = {}
+        for row in rows:
+            held |= {schemes.name(row.name, part): array for part, array in _tensors(row, values).items()}
+        content = layout.assemble(values.graph, rows, lambda each: ir.Tensor(held[each.name], name=each.name))
+        return [_write_whole(path, content)]
+    content = layout.assemble(values.graph, rows, layout.external(path.name))
+    with workspace.replacing(data) as temporary, open(temporary, "wb") as file:
+        digest = _write_data(file, rows, values, lambda done, total: progress(f"write {plan.name}", done, total))
+    return [_write_whole(path, content), Written(data, stored[-1].end, digest)]
+
+
+def _write_whole(path: Path, content: bytes) -> Written:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with workspace.replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return Written(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _write_data(file: BinaryIO, rows: tuple[Row, ...], values: _Values, report: Callable[[int, int], None]) -> str:
     """The data file's bytes; returns their sha256."""
-    state, at, done, total = hashlib.sha256(), 0, 0, sum(row.nbytes for row in plan.rows)
-    for row in plan.rows:
-        arrays = _tensors(row, data)
-        for stored in data.made.stored:
-            if stored.row == row.name:
-                values = np.ascontiguousarray(arrays[stored.part]).reshape(-1).view(np.uint8)
-                for piece in (b"\0" * (stored.offset - at), values.data):
-                    state.update(piece)
-                    file.write(piece)
-                at = stored.offset + stored.nbytes
+    state, at, done, total = hashlib.sha256(), 0, 0, sum(row.nbytes for row in rows)
+    stored = iter(layout.lay_out(rows))
+    for row in rows:
+        for array in _tensors(row, values).values():
+            each = next(stored)
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            for piece in (b"\0" * (each.offset - at), content.data):
+                state.update(piece)
+                file.write(piece)
+            at = each.end
         done += row.nbytes
-        progress(f"write {plan.name}", done, total)
+        report(done, total)
     return state.hexdigest()
 
 
-def _tensors(row: Row, data: _Data) -> dict[str, np.ndarray[Any, Any]]:
-    """What the file holds of a row: part -> values."""
-    settings = blocks.of_type(row.type)
-    if settings is not None and (found := _chosen(row, settings, data.solved)) is not None:
+def _tensors(row: Row, values: _Values) -> dict[str, np.ndarray[Any, Any]]:
+    """What the file holds of a row: part -> values, in the order of `Scheme.parts`."""
+    scheme = schemes.of_type(row.type)
+    if isinstance(scheme, Blocks) and (found := _chosen(row, scheme, values.solved)) is not None:
         return found
-    values = data.deferred[row.name].make()
-    if settings is None:
-        return {"": values}
-    weight: F32 = np.ascontiguousarray(values.T if row.name in data.made.transposed else values)
-    if (bad := first_nonfinite_row(weight)) >= 0:
-        raise WeightError(f"{row.source}: row {bad} holds NaN or infinity; the checkpoint is damaged")
-    seen = next((data.importance[source] for source in row.sources if source in data.importance), None)
+    made = values.graph.deferred[row.name].make()
+    if (bad := first_nonfinite_row(np.ascontiguousarray(made).reshape(len(made), -1))) >= 0:
+        raise WeightError(f"{row.source or row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
+    if scheme is None:
+        return {"": made}
+    weight: F32 = np.ascontiguousarray(made.T if row.name in values.transposed else made)
+    seen = next((values.importance[source] for source in row.sources if source in values.importance), None)
     cost = seen.squares if seen is not None and seen.squares.shape == (row.shape[-1],) else None
-    return blocks.encode(weight, settings, cost, data.pool)
+    return scheme.encode(weight, cost, values.pool)
 
 
-def _chosen(row: Row, settings: blocks.Settings, solved: Solved | None) -> dict[str, np.ndarray[Any, Any]] | None:
+def _chosen(row: Row, scheme: Blocks, solved: Solved | None) -> dict[str, np.ndarray[Any, Any]] | None:
     """A row of which every tensor's codes were chosen already, one below the other."""
     each = [solved(source) for source in row.sources] if solved is not None else []
     if not each or any(part is None for part in each):
         return None
     codes, scales, zeros = (np.concatenate(parts) for parts in zip(*(part for part in each if part), strict=True))
-    return blocks.parts(codes, gptq.Grid(settings.bits, settings.block, settings.symmetric, scales, zeros), settings)
+    return scheme.pack(codes, gptq.Grid(scheme.bits, scheme.block, scheme.symmetric, scales, zeros))

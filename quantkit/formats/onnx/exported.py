@@ -1,0 +1,177 @@
+"""Graphs by transformers' own exporter: encoders, and decoders that genai's builder does not know.
+
+A decoder is exported once, with a cache that holds tokens already: the one graph then serves prompt and decode, and its mask
+stays an input because a part of it is zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from quantkit import modules, skeleton
+from quantkit.errors import UnsupportedError
+from quantkit.formats.onnx import recorded
+from quantkit.formats.onnx.blocks import replace
+from quantkit.formats.onnx.graph import Graph
+from quantkit.formats.onnx.recorded import Deferred
+from quantkit.values import Snapshot
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SMALL = 16  # elements; constants of the graph's own are no weights
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def build(snapshot: Snapshot) -> tuple[Graph, ...]:
+    """The float32 graphs of a model, made from its weights. Raises UnsupportedError where the exporter fails."""
+    kind = skeleton.kind(snapshot.config)
+    if kind == "encoder-decoder":
+        raise UnsupportedError(f"{snapshot.config.get('model_type')}: encoder-decoders are not exported to ONNX yet; use gguf")
+    model = load(snapshot, "AutoModelForCausalLM" if kind == "decoder" else "AutoModel")
+    inputs = _decoder_inputs(model) if kind == "decoder" else _encoder_inputs(model)
+    graph = _export(model, inputs)
+    _name_inputs(graph, inputs)
+    _split_gemms(graph)
+    deferred = _deferred(graph, snapshot)
+    return (Graph("model", kind, graph, deferred, {}, "left" if kind == "decoder" else "right"),)
+
+
+def load(snapshot: Snapshot, auto_class: str) -> Any:
+    """transformers' model with the checkpoint's weights in float32."""
+    view = modules.view(snapshot.config, snapshot.weights)
+    model = skeleton.build(snapshot.config, auto_class)
+    model.tie_weights()
+    names = [name for name, _ in model.named_parameters()]
+    model.load_state_dict(skeleton.tensors(model, names, view, ""), strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _encoder_inputs(model: Any) -> dict[str, Any]:
+    import inspect
+
+    import torch
+
+    ids, mask = torch.ones((2, 7), dtype=torch.long), torch.ones((2, 7), dtype=torch.long)
+    mask[1, 5:] = 0
+    given = {"input_ids": ids, "attention_mask": mask}
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    return given | ({"token_type_ids": torch.zeros_like(ids)} if takes_types and model.config.model_type != "deberta" else {})
+
+
+def _decoder_inputs(model: Any) -> dict[str, Any]:
+    import torch
+    from transformers import DynamicCache
+
+    past, length = 5, 3
+    with torch.no_grad():
+        cache = model(torch.ones((2, past), dtype=torch.long), use_cache=True).past_key_values
+    held = DynamicCache(config=model.config)
+    for index, layer in enumerate(cache.layers):
+        held.update(layer.keys[:, :, :past].clone(), layer.values[:, :, :past].clone(), index)
+    mask = torch.ones((2, past + length), dtype=torch.long)
+    mask[1, :3] = 0
+    return {
+        "input_ids": torch.ones((2, length), dtype=torch.long),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, past:],
+        "past_key_values": held,
+    }
+
+
+def _export(model: Any, inputs: Mapping[str, Any]) -> ir.Model:
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    try:
+        with _silence():
+            found: ir.Model = OnnxExporter().export(model, dict(inputs), OnnxConfig(dynamic=True)).program
+    except Exception as error:  # torch.export's and onnxscript's share no base but this
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedError(f"transformers' exporter has no graph for {type(model).__name__}: {first}") from error
+    return found
+
+
+def _name_inputs(model: ir.Model, given: Mapping[str, Any]) -> None:
+    """The ecosystem's names of inputs, outputs and their axes. given: what the graph was exported with."""
+    import onnx_ir as ir
+
+    caches = given["past_key_values"].layers if "past_key_values" in given else ()
+
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        old = str(value.name)
+        if old.startswith(("input.past_key_values.layers.", "output.past_key_values.layers.")):
+            layer, part = old.split(".")[-2:]
+            stem = "past_key_values" if old.startswith("input") else "present"
+            value.name = f"{stem}.{layer}.{part.removesuffix('s')}"
+            sequence = "past_sequence_length" if stem == "past_key_values" else "total_sequence_length"
+            held = getattr(caches[int(layer)], part)
+            value.shape = ir.Shape(["batch_size", held.shape[1], sequence, held.shape[3]])
+        elif old == "attention_mask":
+            value.shape = ir.Shape(["batch_size", "total_sequence_length" if caches else "sequence_length"])
+        elif value.shape is not None:
+            value.shape = ir.Shape(["batch_size", "sequence_length", *value.shape[2:]])
+    for node in model.graph:  # stale shapes of what lies between say other names
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+
+
+def _split_gemms(model: ir.Model) -> None:
+    """GPT-2's linear layers as a product and a sum, as those of other models are."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        plain = node.op_type == "Gemm" and not node.attributes.get_int("transA", 0) and not node.attributes.get_int("transB", 0)
+        if plain and node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0:
+            product = ir.node("MatMul", node.inputs[:2], name=f"{node.name}/MatMul", metadata_props=dict(node.metadata_props))
+            product.outputs[0].name = f"{node.name}/product"
+            model.graph.insert_before(node, product)
+            replace(node, ir.node("Add", [product.outputs[0], node.inputs[2]], name=f"{node.name}/Add"))
+
+
+def _deferred(model: ir.Model, snapshot: Snapshot) -> dict[str, Deferred]:
+    """Its weights under the checkpoint's names, which the exporter leaves at the nodes that use them."""
+    import onnx_ir as ir
+
+    stored, found = snapshot.weights.infos, dict[str, Deferred]()
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size <= SMALL:
+            continue
+        name = next((each for each in (str(value.name), _scoped(value)) if each in stored), None)
+        if name is not None and name not in model.graph.initializers:
+            del model.graph.initializers[str(value.name)]
+            value.name = name
+            model.graph.register_initializer(value)
+        values = recorded.of_values(tensor.numpy())
+        found[str(value.name)] = Deferred(values.shape, (name,) if name else (), values.make)
+    return found
+
+
+def _scoped(value: ir.Value) -> str | None:
+    """The name of the matrix of the module in which a value is multiplied by."""
+    for use in value.uses():
+        scopes = use.node.metadata_props.get(_SCOPES, "")
+        inner = [scope for scope in scopes.strip("[]").replace("'", "").split(", ") if scope]
+        if len(inner) > 1:
+            return f"{inner[-2]}.weight"
+    return None
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporters' chatter goes nowhere."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

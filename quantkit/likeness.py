@@ -1,0 +1,69 @@
+"""Whether a float32 graph is the model of its checkpoint: both are put the same texts, of two lengths in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quantkit import skeleton
+from quantkit.checks import parity
+from quantkit.checks.parity import DECODE, PROMPTS, Ids
+from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder
+from quantkit.engines.onnxruntime_decoder import Decoder
+from quantkit.formats.onnx import exported
+from quantkit.values import F32, CheckResult, Snapshot
+
+
+def check(snapshot: Snapshot, path: Path, *, threads: int, what: str) -> CheckResult:
+    """The graph at `path` against transformers' model of `snapshot`; prompts batched and filled up on the side that the graph
+    supports, then token by token. what: which graph it is, for the summary."""
+    texts = parity.texts(int(snapshot.config["vocab_size"]))
+    if skeleton.kind(snapshot.config) == "encoder":
+        found = _states(path, texts, threads)
+    else:
+        found = _logits(onnxruntime_decoder.load(path, threads=threads), texts)
+    return parity.check(found, _wanted(snapshot, texts), what=what, engine=onnxruntime_decoder.name())
+
+
+def _wanted(snapshot: Snapshot, texts: Sequence[Ids]) -> list[F32]:
+    """transformers' answer to each text alone."""
+    import torch
+
+    if skeleton.kind(snapshot.config) == "encoder":
+        encoder = exported.load(snapshot, "AutoModel")
+        with torch.no_grad():
+            return [encoder(torch.from_numpy(text)[None]).last_hidden_state[0].numpy() for text in texts]
+    model = exported.load(snapshot, "AutoModelForCausalLM")
+    with torch.no_grad():
+        return [model(torch.from_numpy(text)[None], use_cache=False).logits[0].numpy() for text in texts]
+
+
+def _states(path: Path, texts: Sequence[Ids], threads: int) -> list[F32]:
+    longest = max(map(len, texts))
+    ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), np.int64)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    found = onnxruntime_encoder.states(onnxruntime_decoder.session(path, threads=threads), ids, mask)
+    return [states[: len(text)] for states, text in zip(found, texts, strict=True)]
+
+
+def _logits(decoder: Decoder, texts: Sequence[Ids]) -> list[F32]:
+    left = "position_ids" in decoder.inputs  # without them tokens are counted from the first column on
+    longest, past = max(PROMPTS), decoder.empty(len(texts))
+    ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), np.int64)
+    places = [slice(longest - length, longest) if left else slice(0, length) for length in PROMPTS]
+    for row, place in enumerate(places):
+        ids[row, place], mask[row, place] = texts[row][: PROMPTS[row]], 1
+    logits, past = decoder.run(ids, mask, past)
+    found = [[logits[row, place]] for row, place in enumerate(places)]
+    for step in range(DECODE):
+        grown = np.concatenate([mask, np.zeros((len(texts), step + 1), np.int64)], 1)
+        for row, place in enumerate(places):
+            grown[row, place.stop : place.stop + step + 1] = 1
+        here = np.array([[text[length + step]] for text, length in zip(texts, PROMPTS, strict=True)], np.int64)
+        logits, past = decoder.run(here, grown, past)
+        for row, parts in enumerate(found):
+            parts.append(logits[row])
+    return [np.concatenate(parts) for parts in found]
