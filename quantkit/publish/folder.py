@@ -99,9 +99,12 @@ def _sums(build_files: Mapping[str, Path]) -> dict[str, str]:
     names = set(build_files) - {SUMS}
     if set(sums) != names:
         raise InputError(f"{SUMS} and the files to publish differ in {', '.join(sorted(set(sums) ^ names))}")
-    odd = [name for name in names if len(Path(name).parts) > 2 or ".." in Path(name).parts or Path(name).is_absolute()]
+    paths = {name: Path(name) for name in names}
+    odd = [name for name, path in paths.items() if len(path.parts) > 3 or ".." in path.parts or path.is_absolute()]
     if odd:
-        raise InputError(f"published files lie in one folder or in one below it; these names do not: {', '.join(sorted(odd))}")
+        raise InputError(
+            f"published files lie in one folder or at most two below it; these names do not: {', '.join(sorted(odd))}"
+        )
     return sums
 
 

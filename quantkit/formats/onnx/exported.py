@@ -47,6 +47,7 @@ def load(snapshot: Snapshot, auto_class: str) -> Any:
     view = modules.view(snapshot.config, snapshot.weights)
     model = skeleton.build(snapshot.config, auto_class)
     model.tie_weights()
+    model.set_attn_implementation("eager")  # a plain graph, which onnxruntime fuses better than what SDPA becomes
     names = [name for name, _ in model.named_parameters()]
     model.load_state_dict(skeleton.tensors(model, names, view, ""), strict=False, assign=True)
     model.tie_weights()

@@ -118,7 +118,8 @@ def plan_rows(target: OnnxTarget, graph: Graph, snapshot: Snapshot) -> tuple[Row
     if idle:
         some = ", ".join(quantisable[:2])
         raise InputError(f"{target.name}: rules that match no matrix: {', '.join(map(repr, idle))}; names are like {some}")
-    rows = []
+    leaders = sharing(graph.model) if target.imatrix else {}
+    rows: list[Row] = []
     for name, deferred in graph.deferred.items():
         source = JOINED.join(deferred.sources) or None
         stored = snapshot.weights.infos.get(deferred.sources[0]) if source else None
@@ -129,9 +130,25 @@ def plan_rows(target: OnnxTarget, graph: Graph, snapshot: Snapshot) -> tuple[Row
             scheme, wanted, why = _scheme(target, graph, name, shape, multiplied=name in multiplied and name not in looked_up)
         if scheme is None:
             rows.append(Row(name, source, deferred.shape, dtype, "F32", wanted, why, 4 * math.prod(shape)))
-        else:
-            rows.append(Row(name, source, shape, dtype, scheme.type, wanted, why, schemes.nbytes(scheme, *shape)))
+            continue
+        if isinstance(scheme, Dynamic) and name in leaders:
+            scheme, wanted = Dynamic(True), Dynamic(True).type
+            evens = f"{leaders[name]}{schemes.SMOOTHING}"
+            if evens not in {row.name for row in rows}:
+                rows.append(Row(evens, None, (shape[1],), "F32", "F32", "F32", "evens out an input", 4 * shape[1]))
+        rows.append(Row(name, source, shape, dtype, scheme.type, wanted, why, schemes.nbytes(scheme, *shape)))
     return tuple(rows)
+
+
+def sharing(model: ir.Model) -> dict[str, str]:
+    """Matrix -> the first of those that are multiplied by the same input, of matrices that meet one input alone."""
+    first: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for name, nodes in matrices(model).items():
+        inputs = {str(node.inputs[0].name) for node in nodes if node.inputs[0] is not None}
+        if len(inputs) == 1:
+            found[name] = first.setdefault(inputs.pop(), name)
+    return found
 
 
 def _scheme(
@@ -204,21 +221,26 @@ def assemble(graph: Graph, rows: Sequence[Row], hold: Hold) -> bytes:
     import onnx_ir as ir
 
     model = graph.model.clone()
-    looked_up, multiplied = tables(model), matrices(model)
+    looked_up, multiplied, leaders = tables(model), matrices(model), sharing(model)
     stored = lay_out(rows)
     for row in rows:
         parts = {each.part: each for each in stored if each.row == row.name}
         scheme = schemes.of_type(row.type)
-        if scheme is None:
+        if scheme is None and row.name in model.graph.initializers:
             model.graph.initializers[row.name].const_value = hold(parts[""])
             continue
         values = {part: _register(model, each, hold) for part, each in parts.items()}
+        if scheme is None:
+            continue
+        if scheme == Dynamic(True):
+            values["smoothing"] = model.graph.initializers[f"{leaders[row.name]}{schemes.SMOOTHING}"]
         for node in multiplied.get(row.name, ()):
             scheme.multiply(node, values, *row.shape)
         for node in looked_up.get(row.name, ()):
             assert isinstance(scheme, Blocks)
             scheme.look_up(node, values, *row.shape)
     _drop_unused(model)
+    _forget(model)
     model.graph.opset_imports.setdefault(blocks.DOMAIN, 1)
     model.graph.sort()
     model.producer_name, model.producer_version = "quantkit", None
@@ -259,7 +281,7 @@ def empty(stored: Stored) -> Any:
     """Tensors of the right size that hold nothing: for a graph of which only the size is asked."""
     import onnx_ir as ir
 
-    kind = np.uint8 if stored.dtype == "UINT8" else np.float32
+    kind = {"UINT8": np.uint8, "INT8": np.int8}.get(stored.dtype, np.float32)
     return ir.Tensor(np.zeros(stored.shape, kind), name=stored.name)
 
 
@@ -270,6 +292,20 @@ def _register(model: ir.Model, stored: Stored, hold: Hold) -> ir.Value:
     value.const_value = hold(stored)
     model.graph.register_initializer(value)
     return value
+
+
+def _forget(model: ir.Model) -> None:
+    """What exporters note of themselves: paths and lines of this machine's Python, which would be a third of a small file."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _drop_unused(model: ir.Model) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from quantkit.errors import SourceError
 from quantkit.formats.onnx import schemes
+from quantkit.formats.onnx.dynamic import Dynamic
 from quantkit.formats.onnx.exported import SMALL
 from quantkit.values import F32, Row, TensorInfo
 
@@ -29,15 +30,24 @@ class OnnxTensors:
             found: F32 = np.array(parts[""][start:stop], np.float32)
             return found
         said = scheme.parts(*info.shape)
-        rows = {part: _rows(array, said[part][1].index(info.shape[0]), start, stop) for part, array in parts.items()}
-        return scheme.decode(rows)
+        cut = [part for part in parts if part in said]
+        rows = {part: _rows(parts[part], said[part][1], info.shape[0], start, stop) for part in cut}
+        return scheme.decode(parts | rows)
 
     def close(self) -> None:
         pass
 
 
-def _rows(array: np.ndarray[Any, Any], axis: int, start: int, stop: int | None) -> np.ndarray[Any, Any]:
-    return array[start:stop] if axis == 0 else array[:, start:stop]
+def _rows(array: np.ndarray[Any, Any], shape: tuple[int, ...], rows: int, start: int, stop: int | None) -> Any:
+    """Those of a part that belong to rows [start, stop) of its matrix."""
+    last = len(shape) == 2 and shape[1] == rows and array.dtype == np.int8  # codes of Dynamic
+    return array[:, start:stop] if last else array[start:stop]
+
+
+def _smoothing(codes: Any) -> Any:
+    """The vector that the input of a product with `codes` is multiplied by: of the graph as it is written."""
+    (product,) = [use.node for use in codes.uses() if use.node.op_type == "MatMulInteger"]
+    return product.inputs[0].producer().inputs[0].producer().inputs[1].const_value
 
 
 def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
@@ -48,18 +58,29 @@ def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
     import onnx_ir as ir
 
     try:
-        initializers = {name: value.const_value for name, value in ir.load(path).graph.initializers.items()}
+        graph = ir.load(path).graph
     except Exception as error:  # protobuf's and onnx_ir's share no base but this
         raise SourceError(f"{path} is no ONNX graph: {error}") from error
+    initializers = {name: value.const_value for name, value in graph.initializers.items()}
+    used: set[str] = set()
     held: dict[str, dict[str, Any]] = {}
     infos: dict[str, TensorInfo] = {}
     for row in rows:
         scheme = schemes.of_type(row.type)
         parts = {part: schemes.name(row.name, part) for part in (scheme.parts(*row.shape) if scheme else ("",))}
         if all(initializers.get(name) is not None for name in parts.values()):
-            held[row.name] = {part: initializers.pop(name) for part, name in parts.items()}
+            held[row.name] = {part: initializers[name] for part, name in parts.items()}
+            if scheme == Dynamic(True):
+                held[row.name]["smoothing"] = _smoothing(graph.initializers[parts["codes"]])
+            used.update(parts.values())
             infos[row.name] = TensorInfo(row.name, row.shape, row.type, row.nbytes)
     for name, tensor in initializers.items():
-        if tensor is not None and tensor.size > SMALL and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.UINT8):
-            held[name], infos[name] = {"": tensor}, TensorInfo(name, tuple(tensor.shape.numpy()), "F32", tensor.nbytes)
+        if (
+            name not in used
+            and tensor is not None
+            and tensor.size > SMALL
+            and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT8)
+        ):
+            held[name] = {"": tensor}
+            infos[name] = TensorInfo(name, tuple(tensor.shape.numpy()), "F32", tensor.nbytes)
     return OnnxTensors(infos, held)

@@ -9,14 +9,15 @@ from quantkit.formats.onnx.blocks import Blocks
 from quantkit.formats.onnx.dynamic import Dynamic
 
 Scheme = Blocks | Dynamic
-_BYTES = {"UINT8": 1, "FLOAT": 4}
+SMOOTHING = "_smoothing"
+_BYTES = {"UINT8": 1, "INT8": 1, "FLOAT": 4}
 _SUFFIX = {"codes": "_quantized", "scales": "_scales", "zeros": "_zeros"}
 
 
 def of_type(kind: str) -> Scheme | None:
     """The scheme that a row's type names; None of a float type."""
-    if kind == Dynamic().type:
-        return Dynamic()
+    if kind in (Dynamic(False).type, Dynamic(True).type):
+        return Dynamic(kind == Dynamic(True).type)
     found = re.fullmatch(r"INT([48])B(\d+)(Z?)", kind)
     return Blocks(int(found[1]), int(found[2]), not found[3]) if found else None
 

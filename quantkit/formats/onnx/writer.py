@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from quantkit import memory, workspace
 from quantkit.errors import WeightError
-from quantkit.formats.onnx import graphs, layout, schemes
+from quantkit.formats.onnx import dynamic, graphs, layout, schemes
 from quantkit.formats.onnx.blocks import Blocks
+from quantkit.formats.onnx.dynamic import Dynamic
 from quantkit.formats.onnx.graph import Graph
 from quantkit.kernels import gptq
 from quantkit.kernels.finite import first_nonfinite_row
@@ -67,6 +68,20 @@ class _Values:
     importance: Mapping[str, Importance]
     solved: Solved | None
     pool: Executor
+    smoothings: dict[str, F32] = field(default_factory=dict)  # by their rows' names
+
+    def weight(self, name: str) -> F32:
+        """A matrix of the graph, (rows, width)."""
+        made = self.graph.deferred[name].make()
+        return np.ascontiguousarray(made.T if name in self.transposed else made)
+
+    def seen(self, name: str) -> F32 | None:
+        """E[x^2] of what a matrix of the graph meets, where calibration saw it."""
+        for source in self.graph.deferred[name].sources:
+            for known in (source, source.partition(".")[2]):
+                if known in self.importance:
+                    return self.importance[known].squares
+        return None
 
 
 def _write_graph(plan: TargetPlan, path: Path, folder: Path, values: _Values, progress: Progress) -> list[Written]:
@@ -117,15 +132,31 @@ def _tensors(row: Row, values: _Values) -> dict[str, np.ndarray[Any, Any]]:
     scheme = schemes.of_type(row.type)
     if isinstance(scheme, Blocks) and (found := _chosen(row, scheme, values.solved)) is not None:
         return found
+    if row.name not in values.graph.deferred:
+        return {"": _smoothing(row, values)}
     made = values.graph.deferred[row.name].make()
     if (bad := first_nonfinite_row(np.ascontiguousarray(made).reshape(len(made), -1))) >= 0:
         raise WeightError(f"{row.source or row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
     if scheme is None:
         return {"": made}
     weight: F32 = np.ascontiguousarray(made.T if row.name in values.transposed else made)
-    seen = next((values.importance[source] for source in row.sources if source in values.importance), None)
-    cost = seen.squares if seen is not None and seen.squares.shape == (row.shape[-1],) else None
-    return scheme.encode(weight, cost, values.pool)
+    if isinstance(scheme, Blocks):
+        cost = values.seen(row.name)
+        return scheme.encode(weight, cost if cost is not None and cost.shape == row.shape[-1:] else None, values.pool)
+    leader = layout.sharing(values.graph.model).get(row.name)
+    return scheme.encode(weight, values.smoothings[f"{leader}{schemes.SMOOTHING}"] if scheme.smoothed else None)
+
+
+def _smoothing(row: Row, values: _Values) -> F32:
+    """The vector that evens out an input, of all the matrices that meet it."""
+    leaders = layout.sharing(values.graph.model)
+    leader = row.name.removesuffix(schemes.SMOOTHING)
+    squares = values.seen(leader)
+    if squares is None:
+        raise WeightError(f"{leader}: calibration saw none of its inputs; leave imatrix out, or skip it by a rule")
+    peers = [values.weight(name) for name, first in leaders.items() if first == leader]
+    values.smoothings[row.name] = dynamic.smoothing(peers, squares)
+    return values.smoothings[row.name]
 
 
 def _chosen(row: Row, scheme: Blocks, solved: Solved | None) -> dict[str, np.ndarray[Any, Any]] | None:
