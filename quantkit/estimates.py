@@ -26,14 +26,17 @@ BYTES_PER_SECOND_OF_DECODE = 5e9
 GPTQ_OVER_A_FORWARD = 2.0
 
 
-def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int) -> Needs:
-    """Download, disk, peak memory and time of a run. The download is exact, the rest estimated."""
+def estimate(
+    recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan | None, threads: int
+) -> Needs:
+    """Download, disk, peak memory and time of a run. The download is exact, the rest estimated. baseline: the GGUF file that
+    GGUF artefacts are compared with."""
     files = [_file_bytes(target) for target in targets]
     ggufs = [target for target in targets if target.target.format == "gguf"]
     solved = [target for target in targets if target.solved]
     steps = [
         sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
-        for target in (*ggufs, baseline)
+        for target in (*ggufs, *([baseline] if baseline else []))
     ]
     steps += [footprint.onnx_conversion_memory(target.rows) for target in targets if target.target.format == "onnx"]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
@@ -55,9 +58,14 @@ def estimate(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], 
             seconds += GPTQ_OVER_A_FORWARD * forward * len(solved)
     if recipe.checks is not None:
         steps += _check_memory(recipe.checks, snapshot, targets, baseline, threads)
-        disk += _file_bytes(baseline) + _reference_bytes(recipe.checks, snapshot)
+        disk += _file_bytes(baseline) if baseline else 0
+        if any(target.target.format == "onnx" for target in targets):
+            disk += 4 * snapshot.parameters()  # the float32 graph
+        disk += _reference_bytes(recipe.checks, snapshot)
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
-    return Needs(download=snapshot.download_bytes, disk=disk, memory=max(steps), seconds=seconds)
+    return Needs(
+        download=snapshot.download_bytes, disk=disk, memory=max(steps, default=footprint.CONVERSION_PROCESS), seconds=seconds
+    )
 
 
 def _file_bytes(target: TargetPlan) -> int:
@@ -69,14 +77,14 @@ def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
 
 
 def _check_memory(
-    checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan, threads: int
+    checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan | None, threads: int
 ) -> Iterator[int]:
     config = snapshot.config
     chunks = checks.perplexity.chunks
     yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
     head = sum(footprint.head_memory(config, chunks, CHUNK).values())
     isa = machine.instruction_sets()
-    for target in (*(each for each in targets if each.target.format == "gguf"), baseline):
+    for target in (*(each for each in targets if each.target.format == "gguf"), *([baseline] if baseline else [])):
         engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
         yield engine[0].total - footprint.LLAMA_CPP_PROCESS + head
     for target in targets:
@@ -108,7 +116,8 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     for target_folder in recipe.publish:
         if (obstacle := folders.obstacle(Path(target_folder.folder))) is not None:
             yield Missing("publish", obstacle)
-    if recipe.checks is not None and llama_cpp.available() is None:
+    formats = {target.target.format for target in targets}
+    if recipe.checks is not None and "gguf" in formats and llama_cpp.available() is None:
         yield Missing(
             "engine", "the checks run in llama.cpp, which is not installed: make setup, or checks: false in the recipe"
         )

@@ -77,7 +77,7 @@ class Memory:
 def dimensions(config: Mapping[str, Any]) -> Dimensions:
     """Read a Hugging Face config (its `text_config` where it has one). UnsupportedError names the keys it lacks."""
     config = config.get("text_config") or config
-    known = arch.known().get(str(config.get("model_type")))
+    known = arch.get(config)
     config = arch.standard(known, config) if known else config
     required = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads")
     missing = [key for key in required if not isinstance(config.get(key), int)]
@@ -110,7 +110,7 @@ def padded(tokens: int) -> int:
 def kv_cache(config: Mapping[str, Any], context: int) -> int:
     """Bytes of keys and values in float16 at `context`: full layers hold all, windowed ones the window and a micro-batch."""
     d = dimensions(config)
-    known = arch.known().get(str(config.get("model_type")))
+    known = arch.get(config)
     if known is not None and known.kind == "encoder":  # a text passes at once
         return 0
     full = padded(context)

@@ -51,9 +51,14 @@ def _whole(piece: checkpoint.Piece, infos: Mapping[str, TensorInfo]) -> bool:
 
 def view(config: Mapping[str, Any], weights: Weights) -> ModuleWeights:
     """The view of a checkpoint; of a model_type that has no architecture file, the checkpoint as it is."""
-    arch = architectures.known().get(str(config.get("model_type")))
+    arch = architectures.get(config)
     infos, moved, experts = dict(weights.infos), dict[str, str](), dict[str, tuple[tuple[str, ...], ...]]()
-    if arch is not None:
+    if arch is not None and not arch.tensors:
+        for name in [name for name in weights.infos if name.startswith(arch.prefix)]:
+            bare = name.removeprefix(arch.prefix)
+            if bare not in infos:
+                moved[bare], infos[bare] = name, replace(infos[name], name=bare)
+    if arch is not None and arch.tensors:
         located = checkpoint.locate(arch, config, weights.infos)
         others = {name: name for name in located if located[name].name != name and _whole(located[name], infos)}
         for name, stored in (*others.items(), *checkpoint.moved(arch, config)):

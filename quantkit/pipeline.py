@@ -88,7 +88,8 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
         text.verify(uri)
     targets = tuple(plan_target(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
     work = build_folder(document, options)
-    needs = estimates.estimate(recipe, snapshot, targets, baseline.plan(snapshot, work), options.workers)
+    original = baseline.plan(snapshot, work) if any(target.target.format == "gguf" for target in targets) else None
+    needs = estimates.estimate(recipe, snapshot, targets, original, options.workers)
     return Plan(
         recipe=document.name,
         source=snapshot.uri,

@@ -13,11 +13,12 @@ import numpy as np
 from quantkit import baseline, likeness, making, planning, quality, workspace
 from quantkit.checks import divergence, embedding, latency, perplexity, reopened, scoring
 from quantkit.checks.scoring import Scores
+from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_config
-from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_speed
+from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_probe, onnxruntime_speed
 from quantkit.errors import SourceError
 from quantkit.formats.gguf import layout as gguf_layout
-from quantkit.formats.onnx import graphs, layout, reader, writer
+from quantkit.formats.onnx import dynamic, graphs, layout, reader, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Found, Reference
@@ -76,7 +77,21 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
             return Found((same, sound), errors)
         good = _quality(job, artefact.path, reference, gates)
         quick, ours, theirs = _time(job, original, original.counterpart or artefact.path, gates.latency)
-    return Found((same, sound, *good, quick), errors, ours, theirs, original.label)
+    return Found((same, sound, *good, quick, _isa(plan)), errors, ours, theirs, original.label)
+
+
+def _isa(plan: TargetPlan) -> CheckResult:
+    """What this CPU has and what the file takes for granted."""
+    whole, reduced = onnxruntime_probe.saturates(127), onnxruntime_probe.saturates(dynamic.LOWEST)
+    products = any(row.type.startswith("INT7") for row in plan.rows)
+    said = f"measured on {_sets()}; signed products of 8 bits {'saturate' if whole else 'do not saturate'} here"
+    if products:
+        said += "; this file's weights are of 7 bits, " + ("which saturate too" if reduced else "which do not on any CPU")
+    else:
+        said += "; this file multiplies in blocks, which saturate nowhere"
+    values = {"saturates_8_bits": int(whole), "saturates_7_bits": int(reduced)}
+    verdict: Verdict = "fail" if products and reduced else "report"
+    return CheckResult("isa", verdict, said, values, {}, onnxruntime_decoder.name())
 
 
 def _quality(job: Job, path: Path, reference: Reference, gates: Checks) -> list[CheckResult]:

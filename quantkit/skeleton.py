@@ -20,7 +20,7 @@ _NOT_THE_MODEL = frozenset({"model_type", "quantization_config", "torch_dtype", 
 
 def kind(config: Mapping[str, Any]) -> arch.Kind:
     """What kind of model a config.json is of; where no architecture file says it, whether it has an encoder."""
-    known = arch.known().get(str(config.get("model_type")))
+    known = arch.get(config)
     if known is not None:
         return known.kind
     return "encoder-decoder" if config.get("is_encoder_decoder") else "decoder"

@@ -93,6 +93,25 @@ DECODERS, ENCODERS, TRANSDUCERS = (
     [name for name, settings in PICO.items() if arch.known()[settings["model_type"]].kind == kind]
     for kind in ("decoder", "encoder", "encoder-decoder")
 )
+_BART = {
+    "d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "decoder_start_token_id": 0, "forced_eos_token_id": None,
+}  # fmt: skip
+UNMAPPED: dict[str, dict[str, Any]] = {
+    "roberta": {"model_type": "roberta", "num_key_value_heads": None, "type_vocab_size": 1},
+    "xlm-roberta": {"model_type": "xlm-roberta", "num_key_value_heads": None},
+    "electra": {"model_type": "electra", "num_key_value_heads": None, "embedding_size": 128},
+    "mpnet": {"model_type": "mpnet", "num_key_value_heads": None},
+    "deberta-v2": {
+        "model_type": "deberta-v2", "num_key_value_heads": None, "relative_attention": True, "position_buckets": 32,
+        "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "share_att_key": True, "type_vocab_size": 0,
+    },
+    "modernbert": {"model_type": "modernbert", "num_key_value_heads": None, "local_attention": 16},
+    "distilbert": {"model_type": "distilbert", "dim": 256, "hidden_dim": 512, "n_layers": 2, "n_heads": 4},
+    "bart": {"model_type": "bart", **_BART},
+    "marian": {"model_type": "marian", **_BART, "share_encoder_decoder_embeddings": True},
+}  # fmt: skip
+"""Those that are made ONNX of alone."""
 POOLING = {"bert": "mean", "bert-cls": "cls"}
 VOCABULARY = 512
 
@@ -163,7 +182,8 @@ def make_pico(name: str, folder: Path, **over: Any) -> Path:
     import torch
     import transformers
 
-    kind = arch.known()[PICO[name]["model_type"]].kind
+    settings = (PICO | UNMAPPED)[name]
+    kind = arch.find(settings).kind
     make, special = _TOKENIZERS[kind]
     tokenizer = make()
     ids = {key: tokenizer.token_to_id(token) for key, token in special.items()}
@@ -177,7 +197,7 @@ def make_pico(name: str, folder: Path, **over: Any) -> Path:
             "vocab_size": max(VOCABULARY, tokenizer.get_vocab_size()),
             "max_position_embeddings": 2048,
             **{f"{key}_id": value for key, value in ids.items()},
-            **PICO[name],
+            **settings,
             **over,
         }
     )
@@ -198,12 +218,12 @@ def make_pico(name: str, folder: Path, **over: Any) -> Path:
                 parameter.mul_(0.2)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
+    said = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}
     if kind != "decoder":
-        del settings["chat_template"]
+        del said["chat_template"]
     if name in POOLING:
         save_pooling(folder, POOLING[name])
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(said, indent=2), encoding="utf-8")
     title = f"pico {name}".replace("phi3", "fi3")  # llama.cpp wants Phi-3's own tokens where a name has phi3 in it
     (folder / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {title}\n---\n", encoding="utf-8")
     (folder / "LICENSE").write_text("Apache License, Version 2.0\n", encoding="utf-8")

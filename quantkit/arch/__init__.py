@@ -116,6 +116,35 @@ PAIRED = {
 }
 """What GGUF's llama graph wants permuted."""
 
+
+def _unmapped(model_type: str, model_class: str, kind: Kind, prefix: str, **keys: str) -> Architecture:
+    return Architecture(model_type, model_class, "", {}, {}, kind=kind, keys=keys, prefix=prefix)
+
+
+_BART = {
+    "hidden_size": "d_model", "num_hidden_layers": "encoder_layers", "num_decoder_layers": "decoder_layers",
+    "num_attention_heads": "encoder_attention_heads", "intermediate_size": "encoder_ffn_dim",
+}  # fmt: skip
+UNMAPPED: Mapping[str, Architecture] = {
+    found.model_type: found
+    for found in (
+        _unmapped("roberta", "RobertaModel", "encoder", "roberta."),
+        _unmapped("xlm-roberta", "XLMRobertaModel", "encoder", "roberta."),
+        _unmapped("camembert", "CamembertModel", "encoder", "roberta."),
+        _unmapped("electra", "ElectraModel", "encoder", "electra."),
+        _unmapped("mpnet", "MPNetModel", "encoder", "mpnet."),
+        _unmapped("deberta-v2", "DebertaV2Model", "encoder", "deberta."),
+        _unmapped("modernbert", "ModernBertModel", "encoder", "model."),
+        _unmapped(
+            "distilbert", "DistilBertModel", "encoder", "distilbert.", hidden_size="dim", num_hidden_layers="n_layers",
+            num_attention_heads="n_heads", intermediate_size="hidden_dim",
+        ),
+        _unmapped("bart", "BartForConditionalGeneration", "encoder-decoder", "model.", **_BART),
+        _unmapped("marian", "MarianMTModel", "encoder-decoder", "model.", **_BART),
+    )
+}  # fmt: skip
+"""Models that ONNX alone is made of, by model_type: transformers' own model says what their checkpoints hold."""
+
 MOST_LAYERS = 4096  # beyond it config.json is damaged, and listing the tensors would not end
 MOST_EXPERTS = 4096
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -133,10 +162,18 @@ def known() -> MappingProxyType[str, Architecture]:
 
 def find(config: Mapping[str, Any]) -> Architecture:
     """The architecture of a parsed config.json. Raises UnsupportedError."""
+    if (found := get(config)) is None:
+        raise UnsupportedError(
+            f"config.json: model_type {config.get('model_type')!r} is not supported; supported: {', '.join(known())}; as ONNX "
+            f"alone: {', '.join(UNMAPPED)}"
+        )
+    return found
+
+
+def get(config: Mapping[str, Any]) -> Architecture | None:
+    """The architecture of a parsed config.json, None for one that nobody described."""
     model_type = str(config.get("model_type"))
-    if model_type not in known():
-        raise UnsupportedError(f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(known())}")
-    return known()[model_type]
+    return known().get(model_type) or UNMAPPED.get(model_type)
 
 
 def find_gguf(name: str, *, experts: bool = False) -> Architecture:
@@ -164,7 +201,8 @@ def standard(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     if "intermediate_size" not in found and found.get("ffn_factor"):
         found["intermediate_size"] = found["ffn_factor"] * found.get("hidden_size", 0)
     bad = [f"{arch.keys.get(key, key)} = {found.get(key)!r}" for key in _COUNTS if not _positive(found.get(key))]
-    bad += [f"{arch.keys.get(key, key)} = {found[key]!r}" for key in _OPTIONAL if not _positive(found.get(key, 1))]
+    optional = _OPTIONAL if arch.tensors else ()  # DeBERTa's type_vocab_size is 0
+    bad += [f"{arch.keys.get(key, key)} = {found[key]!r}" for key in optional if not _positive(found.get(key, 1))]
     if bad:
         raise SourceError(f"config.json ({arch.model_type}): these must be positive whole numbers: {', '.join(bad)}")
     for key, most in (("num_hidden_layers", MOST_LAYERS), ("num_decoder_layers", MOST_LAYERS), ("num_experts", MOST_EXPERTS)):

@@ -30,8 +30,8 @@ def name() -> str:
     return f"onnxruntime {version('onnxruntime')}"
 
 
-def session(path: Path, *, threads: int) -> Any:
-    """An onnxruntime session of a graph on the CPU. Raises UnresolvedError where it does not load."""
+def session(graph: Path | bytes, *, threads: int) -> Any:
+    """An onnxruntime session of a graph, a file or protobuf, on the CPU. Raises UnresolvedError where it does not load."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -40,9 +40,11 @@ def session(path: Path, *, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base but this
-        raise UnresolvedError(f"onnxruntime does not load {path}: {error}") from error
+        given = graph if isinstance(graph, bytes) else str(graph)
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        what = graph if isinstance(graph, Path) else "the graph"
+        raise UnresolvedError(f"onnxruntime does not load {what}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab, imatrix
 from quantkit.codecs.gguf import codecs
 from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.codecs.gguf_tensors import Placement
-from quantkit.errors import InputError, SourceError
+from quantkit.errors import InputError, SourceError, UnsupportedError
 from quantkit.formats.gguf import allocation, mixture, naming, splitting
 from quantkit.planning import TargetPlan, bits_per_weight
 from quantkit.targets import GGUF_TYPES, GgufTarget
@@ -27,7 +27,10 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
 
     Raises UnsupportedError for an architecture or a tokenizer, SourceError or WeightError for weights that do not fit.
     """
-    checkpoint.verify(arch.find(snapshot.config), snapshot.config, snapshot.weights.infos)
+    architecture = arch.find(snapshot.config)
+    if not architecture.gguf:
+        raise UnsupportedError(f"{target.name}: {architecture.model_type} has no GGUF form here; use format: onnx")
+    checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
     if target.type == "auto":
         return largest_stock(target, digest, snapshot, model)
     return _plan(target, digest, snapshot, model, _choices(target, snapshot, target.type))

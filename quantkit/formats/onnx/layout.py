@@ -82,7 +82,7 @@ def file(target: OnnxTarget, graph: Graph) -> str:
     if target.layout == "transformers.js":
         return f"onnx/{graph.base}_{'quantized' if target.bits == 8 else 'q4'}.onnx"
     if target.layout == "sentence-transformers":
-        return f"onnx/{graph.base}_{'quint8_avx2' if target.bits == 8 else 'q4'}.onnx"
+        return f"onnx/{graph.base}_{'qint8_avx2' if target.bits == 8 else 'q4'}.onnx"
     return f"{graph.base}.onnx"
 
 

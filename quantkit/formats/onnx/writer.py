@@ -19,7 +19,6 @@ from quantkit import memory, workspace
 from quantkit.errors import WeightError
 from quantkit.formats.onnx import dynamic, graphs, layout, schemes
 from quantkit.formats.onnx.blocks import Blocks
-from quantkit.formats.onnx.dynamic import Dynamic
 from quantkit.formats.onnx.graph import Graph
 from quantkit.kernels import gptq
 from quantkit.kernels.finite import first_nonfinite_row
