@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit import memory
 from quantkit.engines import children, onnxruntime_decoder, onnxruntime_encoder
@@ -46,7 +47,7 @@ def _measure(path: Path, threads: int, prompt: int, decode: int) -> Speed:
     begin = time.perf_counter()
     decoder = onnxruntime_decoder.load(path, threads=threads)
     loaded = time.perf_counter()
-    ids = np.array([[(7919 * index + 17) % 1000 for index in range(prompt)]], np.int64)
+    ids = _tokens(path, prompt)
     _, past = decoder.run(ids[:, :_WARM_UP_TOKENS], np.ones((1, _WARM_UP_TOKENS), np.int64), decoder.empty(1))
     decoder.run(ids[:, :1], np.ones((1, _WARM_UP_TOKENS + 1), np.int64), past)
     warm = time.perf_counter()
@@ -77,7 +78,7 @@ def _measure_encoder(path: Path, threads: int, prompt: int) -> Speed:
     begin = time.perf_counter()
     session = onnxruntime_decoder.session(path, threads=threads)
     loaded = time.perf_counter()
-    ids = np.array([[(7919 * index + 17) % 1000 for index in range(prompt)]], np.int64)
+    ids = _tokens(path, prompt)
     onnxruntime_encoder.states(session, ids, np.ones_like(ids))
     warm, times = time.perf_counter(), list[float]()
     while len(times) < 3 or time.perf_counter() - warm < 0.5:
@@ -96,6 +97,11 @@ def _measure_encoder(path: Path, threads: int, prompt: int) -> Speed:
         decode_tokens_per_s=None,
         peak_rss_bytes=memory.peak(),
     )
+
+
+def _tokens(path: Path, count: int) -> NDArray[np.int64]:
+    vocabulary = json.loads(onnxruntime_decoder.beside(path, "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    return np.array([[(7919 * index + 17) % vocabulary for index in range(count)]], np.int64)
 
 
 def _main() -> None:
