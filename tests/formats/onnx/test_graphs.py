@@ -55,14 +55,14 @@ def test_decoders_and_encoders_of_the_exporter(name: str, pico: Callable[[str], 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_experts_are_refused_with_the_reason(name: str, pico: Callable[[str], Path]) -> None:
-    with pytest.raises(UnsupportedError, match="transformers' exporter has no graph for .*MoeForCausalLM|MixtralForCausalLM"):
+    with pytest.raises(UnsupportedError, match="transformers' exporter has no graph for "):
         graphs.build(source.describe(str(pico(name))))
 
 
 def test_a_plan_reads_no_weight(pico: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from quantkit.source.files import TensorFiles
 
-    monkeypatch.setattr(TensorFiles, "read", lambda *given: pytest.fail("a weight was read"))
+    monkeypatch.setattr(TensorFiles, "read", lambda *_: pytest.fail("a weight was read"))
     plan = layout.plan(OnnxTarget(format="onnx"), "", source.describe(str(pico("llama3"))), "model")
     assert {row.type for row in plan.rows} == {"INT8B32", "F32"}
 
@@ -70,12 +70,12 @@ def test_a_plan_reads_no_weight(pico: Callable[[str], Path], monkeypatch: pytest
 def test_nothing_tries_the_network(pico: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Any] = []
 
-    def refuse(self: socket.socket, address: Any) -> None:
+    def refuse(_: socket.socket, address: Any) -> None:
         tried.append(address)
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **named: tried.append(given) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **_: tried.append(given) or [])
     for name in ("llama", "bert"):
         (tmp_path / name).mkdir()
         assert parity(source.describe(str(pico(name))), tmp_path / name, OnnxTarget(format="onnx")) is not None
