@@ -10,17 +10,24 @@ import numpy as np
 from quantkit import skeleton
 from quantkit.checks import parity
 from quantkit.checks.parity import DECODE, PROMPTS, Ids
-from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder
+from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_transducer
 from quantkit.engines.onnxruntime_decoder import Decoder
 from quantkit.formats.onnx import exported
 from quantkit.values import F32, CheckResult, Snapshot
+
+BEGUN = 4  # tokens of an answer that an encoder-decoder is given at once
 
 
 def check(snapshot: Snapshot, path: Path, *, threads: int, what: str) -> CheckResult:
     """The graph at `path` against transformers' model of `snapshot`; prompts batched and filled up on the side that the graph
     supports, then token by token. what: which graph it is, for the summary."""
     texts = parity.texts(int(snapshot.config["vocab_size"]))
-    if skeleton.kind(snapshot.config) == "encoder":
+    kind = skeleton.kind(snapshot.config)
+    if kind == "encoder-decoder":
+        answers = _answers(onnxruntime_transducer.load(path, threads=threads), texts)
+        wanted, prompts = _wanted(snapshot, texts), [BEGUN] * len(texts)
+        return parity.check(answers, wanted, what=what, engine=onnxruntime_decoder.name(), prompts=prompts)
+    if kind == "encoder":
         found = _states(path, texts, threads)
     else:
         found = _logits(onnxruntime_decoder.load(path, threads=threads), texts)
@@ -35,9 +42,29 @@ def _wanted(snapshot: Snapshot, texts: Sequence[Ids]) -> list[F32]:
         encoder = exported.load(snapshot, "AutoModel")
         with torch.no_grad():
             return [encoder(torch.from_numpy(text)[None]).last_hidden_state[0].numpy() for text in texts]
+    if skeleton.kind(snapshot.config) == "encoder-decoder":
+        both = exported.load(snapshot, "AutoModelForSeq2SeqLM")
+        pairs = [tuple(torch.from_numpy(part)[None] for part in (text[:-DECODE], text[-DECODE:])) for text in texts]
+        with torch.no_grad():
+            return [both(input_ids=given, decoder_input_ids=answer).logits[0].numpy() for given, answer in pairs]
     model = exported.load(snapshot, "AutoModelForCausalLM")
     with torch.no_grad():
         return [model(torch.from_numpy(text)[None], use_cache=False).logits[0].numpy() for text in texts]
+
+
+def _answers(graphs: onnxruntime_transducer.Graphs, texts: Sequence[Ids]) -> list[F32]:
+    """Prompts of different lengths in one batch for the encoder; of the answers BEGUN tokens at once, then token by token."""
+    longest = max(PROMPTS)
+    ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), np.int64)
+    for row, length in enumerate(PROMPTS):
+        ids[row, :length], mask[row, :length] = texts[row][:length], 1
+    answers = np.stack([text[-DECODE:] for text in texts])
+    logits, past = graphs.begin(answers[:, :BEGUN], graphs.encode(ids, mask), mask)
+    found = [logits]
+    for step in range(BEGUN, DECODE):
+        logits, past = graphs.go_on(answers[:, step : step + 1], mask, past)
+        found.append(logits)
+    return list(np.concatenate(found, 1))
 
 
 def _states(path: Path, texts: Sequence[Ids], threads: int) -> list[F32]:

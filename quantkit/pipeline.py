@@ -8,7 +8,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit import baseline, estimates, fitting, making, planning, sealing, serving, solving, source, verification, workspace
+from quantkit import (
+    baseline,
+    estimates,
+    fitting,
+    making,
+    planning,
+    sealing,
+    sensitivity,
+    serving,
+    solving,
+    source,
+    verification,
+    workspace,
+)
 from quantkit.errors import CheckFailed, InputError, UnresolvedError
 from quantkit.formats.gguf import layout, naming
 from quantkit.formats.gptq import layout as gptq_layout
@@ -64,6 +77,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             observed = making.observe(job, plan.targets)
             importance = making.write_importance(job, observed)
             targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
+            targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
             codes = solving.solve(job, targets)
             artefacts = [_make(job, target, observed, codes) for target in targets]
             results = verification.verify_all(job, targets, artefacts, asked, codes)

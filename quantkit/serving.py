@@ -15,7 +15,13 @@ from quantkit.checks import divergence, embedding, latency, perplexity, reopened
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_config
-from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_probe, onnxruntime_speed
+from quantkit.engines import (
+    onnxruntime_decoder,
+    onnxruntime_encoder,
+    onnxruntime_probe,
+    onnxruntime_speed,
+    onnxruntime_transducer,
+)
 from quantkit.errors import SourceError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.onnx import dynamic, graphs, layout, reader, writer
@@ -100,11 +106,12 @@ def _quality(job: Job, path: Path, reference: Reference, gates: Checks) -> list[
         with closing(onnxruntime_encoder.open_embedder(path, threads=job.threads)) as embedder:
             found = embedding.embed(embedder, tokens, job.progress)
         return [quality.check_embedding(job, found, reference, gates, embedder.engine)]
-    scores = _score(job, path, reference)
+    score = _score if reference.given.decoder_tokens is None else _score_answers
+    scores = score(job, path, reference)
     return [
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
         divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
-        *([divergence.check_second(_score(job, path, reference.second))] if reference.second else []),
+        *([divergence.check_second(score(job, path, reference.second))] if reference.second else []),
     ]
 
 
@@ -141,21 +148,24 @@ def _write(job: Job, target: OnnxTarget, snapshot: Snapshot, place: Path) -> Pat
 
 
 def _integrity(job: Job, plan: TargetPlan, artefact: Artefact) -> tuple[CheckResult, Mapping[str, float]]:
-    (graph,) = graphs.build(job.snapshot)
-    turned = {row.name for row in plan.rows if row.type != "F32"} & layout.transposed(graph.model)
+    made = graphs.build(job.snapshot)
+    deferred = {name: each for graph in reversed(made) for name, each in graph.deferred.items()}
+    turned = {row.name for row in plan.rows if row.type != "F32"} & set().union(
+        *(layout.transposed(graph.model) for graph in made)
+    )
     kept: dict[str, F32] = {}
 
     def source_rows(row: Row, start: int, stop: int) -> F32:
-        if row.name not in graph.deferred:  # of the format's own: finite is all it can be asked to be
+        if row.name not in deferred:  # of the format's own: finite is all it can be asked to be
             return written.read(row.name, start, stop)
         if row.name not in kept:
             kept.clear()
-            values = graph.deferred[row.name].make()
+            values = deferred[row.name].make()
             kept[row.name] = values.T if row.name in turned else values
         return kept[row.name][start:stop]
 
     try:
-        written = reader.read(artefact.path, plan.rows)
+        written = reader.read([file.path for file in artefact.files[: len(made)]], plan.rows)
         return reopened.check(written, plan.rows, source_rows, lambda name: np.zeros(0, np.uint8), {}, progress=job.progress)
     except SourceError as error:
         return CheckResult("integrity", "fail", str(error), {}, {}, "quantkit"), {}
@@ -175,8 +185,23 @@ def _score(job: Job, path: Path, reference: Reference) -> Scores:
         )
 
 
+def _score_answers(job: Job, path: Path, reference: Reference) -> Scores:
+    tokens, answers = reference.given.tokens, reference.given.decoder_tokens
+    assert answers is not None
+    with closing(onnxruntime_transducer.open_transducer(path, context=CHUNK, threads=job.threads)) as transducer:
+        return scoring.score(
+            lambda index: transducer.logits(tokens[index].tolist(), answers[index].tolist()),
+            answers,
+            reference.hidden,
+            quality.original_head(job),
+            first=0,
+            engine=transducer.engine,
+            progress=job.progress,
+        )
+
+
 def _time(job: Job, original: _Float, timed: Path, pace: Latency) -> tuple[CheckResult, Speed, Speed]:
-    kind: onnxruntime_speed.Kind = "encoder" if quality.kind(job.snapshot) == "encoder" else "decoder"
+    kind = quality.kind(job.snapshot)
     prompt = min(pace.prompt, gguf_config.context_length(job.snapshot.config))
     measure = partial(onnxruntime_speed.measure, kind=kind, threads=job.threads, prompt=prompt, decode=pace.decode)
     result, ours, theirs = latency.check(

@@ -215,10 +215,10 @@ class OnnxTarget(_Strict):
 
     format: Literal["onnx"]
     bits: OnnxBits = 8
-    scheme: OnnxScheme | None = Field(
+    scheme: OnnxScheme | Literal["fast-prefill"] | None = Field(
         None,
         description="blocks: weights alone are quantised, a decoder's default; dynamic: activations too, as they come, "
-        "an encoder's",
+        "an encoder's; fast-prefill: dynamic where calibration shows it to be harmless, blocks elsewhere",
     )
     block: OnnxBlock | None = Field(None, description="columns that share a scale; of a decoder 32 by default")
     sym: bool = Field(True, description="false: blocks have zeros of their own")
@@ -253,8 +253,10 @@ class OnnxTarget(_Strict):
 
     @model_validator(mode="after")
     def _dynamic_is_of_8_bits(self) -> OnnxTarget:
-        if self.scheme == "dynamic" and (self.bits != 8 or self.codes == "gptq"):
-            raise ValueError("scheme: dynamic has weights of 8 bits whose codes are searched; use scheme: blocks")
+        if self.scheme in ("dynamic", "fast-prefill") and (self.bits != 8 or self.codes == "gptq"):
+            raise ValueError(f"scheme: {self.scheme} has weights of 8 bits whose codes are searched; use scheme: blocks")
+        if self.scheme == "fast-prefill" and not self.imatrix:
+            raise ValueError("scheme: fast-prefill is measured on the calibration text: imatrix: true")
         return self
 
     @property

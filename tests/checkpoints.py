@@ -203,7 +203,7 @@ def make_pico(name: str, folder: Path, **over: Any) -> Path:
     )
     torch.manual_seed(0)
     model = getattr(transformers, arch.AUTO_CLASS[kind]).from_config(config, dtype=torch.float32)
-    if kind == "encoder-decoder" and PICO[name].get("tie_word_embeddings") is False:  # which transformers 5 ties all the same
+    if kind == "encoder-decoder" and settings.get("tie_word_embeddings") is False:  # which transformers 5 ties all the same
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
         model.config.tie_word_embeddings = False
     with torch.no_grad():

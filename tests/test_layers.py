@@ -29,6 +29,7 @@ LAYERS = [
         "calibrating",
         "serving",
         "likeness",
+        "sensitivity",
     },
     {"__init__"},
     {"cli"},

@@ -15,10 +15,11 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def config_of(path):
     """The config.json of a recipe's model; recipes of one model share it."""
-    model = re.sub(r"-gptq-.*", "-q4", path.stem)
+    model = re.sub(r"-(gptq|onnx)-.*", "-q4", path.stem)
     return CONFIGS / f"{model}.json"
 
 
+OFFLINE = {"demo", "demo-gptq", "minilm-int8", "smollm2-onnx-int8"}
 HUB = [path for path in RECIPES if config_of(path).exists()]
 
 # Bits per weight of llama.cpp's own files of these models (its README; the sizes of published files).
@@ -29,6 +30,7 @@ BITS_PER_WEIGHT = {
     "qwen3-0.6b-q4": (4.8, 5.3),
     "mistral7b-gptq-w4g128": (4.59, 4.61),  # 4.156 of the layers' matrices, 16 of embedding and head
     "llama3.1-8b-gptq-w4g128": (5.6, 5.8),
+    "mistral7b-onnx-int8": (8.99, 9.03),  # 8 and a float32 scale for every 32 weights; rotary tables count as bytes
 }
 
 
@@ -43,7 +45,7 @@ def test_is_valid_and_publishes_to_a_folder(path):
 
 
 def test_every_hub_recipe_has_a_config():
-    assert {path.stem for path in HUB} == {path.stem for path in RECIPES} - {"demo", "demo-gptq"}
+    assert {path.stem for path in HUB} == {path.stem for path in RECIPES} - OFFLINE
 
 
 @pytest.mark.parametrize("path", HUB, ids=lambda path: path.stem)

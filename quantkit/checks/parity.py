@@ -24,12 +24,15 @@ def texts(vocabulary: int) -> list[Ids]:
     return [dice.integers(0, vocabulary, length + DECODE) for length in PROMPTS]
 
 
-def check(found: Sequence[F32], wanted: Sequence[F32], *, what: str, engine: str) -> CheckResult:
-    """The greatest difference of any logit, relative to the logits' standard deviation. what: which graph, for the summary."""
+def check(
+    found: Sequence[F32], wanted: Sequence[F32], *, what: str, engine: str, prompts: Sequence[int] = PROMPTS
+) -> CheckResult:
+    """The greatest difference of any logit, relative to the logits' standard deviation. what: which graph, for the summary.
+    prompts: how many tokens of each text came at once."""
     spread = float(np.concatenate([each.ravel() for each in wanted]).std()) or 1.0
     differences = [np.abs(ours - theirs).max(1) / spread for ours, theirs in zip(found, wanted, strict=True)]
-    prompt = max(float(each[:length].max()) for each, length in zip(differences, PROMPTS, strict=True))
-    decode = max(float(each[length:].max()) for each, length in zip(differences, PROMPTS, strict=True))
+    prompt = max(float(each[:length].max()) for each, length in zip(differences, prompts, strict=True))
+    decode = max(float(each[length:].max()) for each, length in zip(differences, prompts, strict=True))
     worst = max(prompt, decode)
     good = bool(worst <= LIMIT)  # not a number is no parity
     said = f"{what}: logits within {prompt:.2g} (prompt) and {decode:.2g} (decode) of transformers', relative to their spread"

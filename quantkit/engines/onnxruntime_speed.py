@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit import memory
-from quantkit.engines import children, onnxruntime_decoder, onnxruntime_encoder
+from quantkit.engines import children, onnxruntime_decoder, onnxruntime_encoder, onnxruntime_transducer
 from quantkit.values import Speed
 
-Kind = Literal["decoder", "encoder"]
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 _WARM_UP_TOKENS = 16
 
@@ -99,6 +99,38 @@ def _measure_encoder(path: Path, threads: int, prompt: int) -> Speed:
     )
 
 
+def _measure_transducer(path: Path, threads: int, prompt: int, decode: int) -> Speed:
+    """Load, warm up, encode a text of `prompt` tokens, then answer with `decode` tokens, each the likeliest."""
+    import onnxruntime  # noqa: F401
+
+    begin = time.perf_counter()
+    graphs = onnxruntime_transducer.load(path, threads=threads)
+    loaded = time.perf_counter()
+    ids = _tokens(path, prompt)
+    mask, start = np.ones_like(ids), ids[:, :1]
+    _, past = graphs.begin(start, graphs.encode(ids, mask), mask)
+    graphs.go_on(start, mask, past)
+    warm = time.perf_counter()
+    states = graphs.encode(ids, mask)
+    filled = time.perf_counter()
+    logits, past = graphs.begin(start, states, mask)
+    first = time.perf_counter()
+    for _ in range(decode):
+        logits, past = graphs.go_on(logits[:, -1:].argmax(-1), mask, past)
+    end = time.perf_counter()
+    return Speed(
+        engine=onnxruntime_decoder.name(),
+        threads=threads,
+        prompt_tokens=prompt,
+        decode_tokens=decode,
+        load_seconds=loaded - begin,
+        first_token_seconds=first - warm,
+        prefill_tokens_per_s=prompt / (filled - warm),
+        decode_tokens_per_s=decode / (end - first),
+        peak_rss_bytes=memory.peak(),
+    )
+
+
 def _tokens(path: Path, count: int) -> NDArray[np.int64]:
     vocabulary = json.loads(onnxruntime_decoder.beside(path, "config.json").read_text(encoding="utf-8"))["vocab_size"]
     return np.array([[(7919 * index + 17) % vocabulary for index in range(count)]], np.int64)
@@ -107,11 +139,13 @@ def _tokens(path: Path, count: int) -> NDArray[np.int64]:
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m quantkit.engines.onnxruntime_speed")
     parser.add_argument("--file", type=Path, required=True)
-    parser.add_argument("--kind", choices=("decoder", "encoder"), default="decoder")
+    parser.add_argument("--kind", choices=("decoder", "encoder", "encoder-decoder"), default="decoder")
     for name, default in (("threads", 2), ("prompt", 256), ("decode", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    if given.kind == "encoder":
+    if given.kind == "encoder-decoder":
+        found = _measure_transducer(given.file, given.threads, given.prompt, given.decode)
+    elif given.kind == "encoder":
         found = _measure_encoder(given.file, given.threads, given.prompt)
     else:
         found = _measure(given.file, given.threads, given.prompt, given.decode)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import logging
 import os
 import tempfile
@@ -43,7 +44,7 @@ def _build(snapshot: Snapshot, place: Path) -> Graph:
     library = importlib.import_module("onnxruntime_genai.models.builder")
     folder = place / "source"
     folder.mkdir()
-    for name, text in carried(snapshot).items():
+    for name, text in (carried(snapshot) if snapshot.tokenizer else _without_tokenizer(snapshot)).items():
         (folder / name).write_text(text, encoding="utf-8")
     view = modules.view(snapshot.config, snapshot.weights)
     model = skeleton.build(snapshot.config, "AutoModelForCausalLM")
@@ -79,6 +80,15 @@ def _build(snapshot: Snapshot, place: Path) -> Graph:
     deferred |= _local_rotary(deferred, snapshot.config)
     settings = (place / "out" / SETTINGS).read_text(encoding="utf-8")
     return Graph("model", "decoder", graph, deferred, {SETTINGS: settings}, "right")
+
+
+def _without_tokenizer(snapshot: Snapshot) -> dict[str, str]:
+    """What the builder reads of a checkpoint that can be planned and not run: it insists on a tokenizer."""
+    from tokenizers import Tokenizer, models
+
+    nothing = Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).to_str()
+    settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    return {"config.json": json.dumps(dict(snapshot.config)), "tokenizer.json": nothing, "tokenizer_config.json": settings}
 
 
 def _name(snapshot: Snapshot) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantkit import modules, skeleton
+from quantkit import arch, modules, skeleton
 from quantkit.errors import UnsupportedError
 from quantkit.formats.onnx import recorded
 from quantkit.formats.onnx.blocks import replace
@@ -31,15 +32,85 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def build(snapshot: Snapshot) -> tuple[Graph, ...]:
     """The float32 graphs of a model, made from its weights. Raises UnsupportedError where the exporter fails."""
     kind = skeleton.kind(snapshot.config)
+    model = load(snapshot, arch.AUTO_CLASS[kind])
     if kind == "encoder-decoder":
-        raise UnsupportedError(f"{snapshot.config.get('model_type')}: encoder-decoders are not exported to ONNX yet; use gguf")
-    model = load(snapshot, "AutoModelForCausalLM" if kind == "decoder" else "AutoModel")
+        return _transducer(model, snapshot)
     inputs = _decoder_inputs(model) if kind == "decoder" else _encoder_inputs(model)
     graph = _export(model, inputs)
     _name_inputs(graph, inputs)
+    return (_finished("model", kind, graph, snapshot, padding="left" if kind == "decoder" else "right"),)
+
+
+def _finished(
+    base: str, kind: arch.Kind, graph: ir.Model, snapshot: Snapshot, *, padding: Padding = "right", prefix: str = ""
+) -> Graph:
     _split_gemms(graph)
-    deferred = _deferred(graph, snapshot)
-    return (Graph("model", kind, graph, deferred, {}, "left" if kind == "decoder" else "right"),)
+    for node in graph.graph:  # stale shapes of what lies between say other names
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+    return Graph(base, kind, graph, _deferred(graph, snapshot, base, prefix), {}, padding)
+
+
+def _transducer(model: Any, snapshot: Snapshot) -> tuple[Graph, ...]:
+    """encoder_model, decoder_model for an answer's first tokens, decoder_with_past_model for the others: optimum's names."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    encoder = model.get_encoder()
+    prefix = next(f"{name}." for name, module in model.named_modules() if module is encoder)
+    given = _encoder_inputs(encoder)
+    ids = torch.ones((2, 3), dtype=torch.long)
+    with torch.no_grad():
+        states = BaseModelOutput(last_hidden_state=encoder(**given).last_hidden_state)
+        further = {"encoder_outputs": states, "attention_mask": given["attention_mask"]}
+        cache = model(**further, decoder_input_ids=torch.ones((2, 5), dtype=torch.long), use_cache=True).past_key_values
+    inside = _export(encoder, given)
+    _name_inputs(inside, given)
+    first = _export(model, {**further, "decoder_input_ids": ids})
+    later = _export(model, {**further, "decoder_input_ids": ids, "past_key_values": cache})
+    for graph in (first, later):
+        _name_transducer(graph)
+    return (
+        _finished("encoder_model", "encoder-decoder", inside, snapshot, prefix=prefix),
+        _finished("decoder_model", "encoder-decoder", first, snapshot),
+        _finished("decoder_with_past_model", "encoder-decoder", later, snapshot),
+    )
+
+
+_CACHE = re.compile(r"(input\.|output\.)?past_key_values\.(self|cross)_attention_cache\.layers\.(\d+)\.(key|value)s")
+_NAMED = {
+    "decoder_input_ids": ("input_ids", ("batch_size", "decoder_sequence_length")),
+    "attention_mask": ("encoder_attention_mask", ("batch_size", "encoder_sequence_length")),
+    "encoder_outputs.last_hidden_state": ("encoder_hidden_states", ("batch_size", "encoder_sequence_length", None)),
+    "logits": ("logits", ("batch_size", "decoder_sequence_length", None)),
+}
+
+
+def _name_transducer(model: ir.Model) -> None:
+    """The ecosystem's names; of the later graph's outputs only what a token adds is kept."""
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+
+    later = any(str(value.name).startswith("input.past") for value in model.graph.inputs)
+    for value in list(model.graph.outputs):
+        found = _CACHE.fullmatch(str(value.name))
+        if value.name == "encoder_last_hidden_state" or (later and found is not None and found[2] == "cross"):
+            model.graph.outputs.remove(value)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        if (found := _CACHE.fullmatch(str(value.name))) is not None:
+            stem = "past_key_values" if found[1] == "input." else "present"
+            part, axis = ("decoder", f"{stem}_length") if found[2] == "self" else ("encoder", "encoder_sequence_length")
+            value.name = f"{stem}.{found[3]}.{part}.{found[4]}"
+            value.shape = ir.Shape(["batch_size", value.shape[1], axis, value.shape[3]])
+        elif value.name in _NAMED:
+            value.name, axes = _NAMED[value.name]
+            value.shape = ir.Shape([axis or size for axis, size in zip(axes, value.shape, strict=True)])
+    passes.RemoveUnusedNodesPass()(model)
+    for value in list(model.graph.inputs):
+        if not value.uses() and not value.is_graph_output():
+            model.graph.inputs.remove(value)
 
 
 def load(snapshot: Snapshot, auto_class: str) -> Any:
@@ -117,10 +188,6 @@ def _name_inputs(model: ir.Model, given: Mapping[str, Any]) -> None:
             value.shape = ir.Shape(["batch_size", "total_sequence_length" if caches else "sequence_length"])
         elif value.shape is not None:
             value.shape = ir.Shape(["batch_size", "sequence_length", *value.shape[2:]])
-    for node in model.graph:  # stale shapes of what lies between say other names
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.shape = None
 
 
 def _split_gemms(model: ir.Model) -> None:
@@ -136,22 +203,25 @@ def _split_gemms(model: ir.Model) -> None:
             replace(node, ir.node("Add", [product.outputs[0], node.inputs[2]], name=f"{node.name}/Add"))
 
 
-def _deferred(model: ir.Model, snapshot: Snapshot) -> dict[str, Deferred]:
-    """Its weights under the checkpoint's names, which the exporter leaves at the nodes that use them."""
+def _deferred(model: ir.Model, snapshot: Snapshot, base: str, prefix: str) -> dict[str, Deferred]:
+    """Its weights under the checkpoint's names, which the exporter leaves at the nodes that use them, without `prefix`."""
     import onnx_ir as ir
 
-    stored, found = snapshot.weights.infos, dict[str, Deferred]()
+    view, found = modules.view(snapshot.config, snapshot.weights), dict[str, Deferred]()
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size <= SMALL:
             continue
-        name = next((each for each in (str(value.name), _scoped(value)) if each in stored), None)
-        if name is not None and name not in model.graph.initializers:
+        names = [f"{before}{name}" for name in (str(value.name), _scoped(value)) for before in (prefix, "") if name]
+        known = next((name for name in names if name in view.infos), None)
+        stored = view.moved.get(known, known) if known else None
+        name = stored or f"{base}/{value.name}"
+        if name not in model.graph.initializers:
             del model.graph.initializers[str(value.name)]
             value.name = name
             model.graph.register_initializer(value)
         values = recorded.of_values(tensor.numpy())
-        found[str(value.name)] = Deferred(values.shape, (name,) if name else (), values.make)
+        found[str(value.name)] = Deferred(values.shape, (stored,) if stored else (), values.make)
     return found
 
 

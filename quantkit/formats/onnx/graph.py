@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+Padding = Literal["left", "right"]
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """base: its file's name without what a layout adds. deferred: tensor of float32 -> how it is made. documents: what its
@@ -23,4 +26,4 @@ class Graph:
     model: ir.Model
     deferred: Mapping[str, Deferred]
     documents: Mapping[str, str]
-    padding: Literal["left", "right"]
+    padding: Padding

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DATA = ".data"  # after the graph's file name
 INLINE = 1 << 30
+SENSITIVE = ("*.DenseReluDense.wo.weight",)
+"""Matrices that stay as they are without a rule: T5's second feed-forward one meets activations of every size."""
 _PAGE = 4096
 _LARGE = 1 << 20  # bytes; from there on tensors begin on a page
 _ALIGNED = 64
@@ -64,16 +66,23 @@ def plan(target: OnnxTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     """The plan of a folder, files within it as "<folder>/<file>". Raises InputError for rules that match nothing,
     UnsupportedError for a model that has no graph, WeightError for one that its checkpoint does not hold."""
     folder = f"{re.sub(r'[^A-Za-z0-9.]+', '-', model.split('/')[-1]).strip('-.') or 'model'}-{target.name}"
-    files: list[FilePlan] = []
-    for graph in graphs.build(snapshot):
-        rows, name = plan_rows(target, graph, snapshot), f"{folder}/{file(target, graph)}"
-        stored = lay_out(rows)
-        if inline(graph, stored):
-            files.append(FilePlan(name, rows, len(assemble(graph, rows, empty))))
-        else:
-            files.append(FilePlan(name, (), len(assemble(graph, rows, external(name.rpartition("/")[2])))))
-            files.append(FilePlan(name + DATA, rows, stored[-1].end))
-    return TargetPlan(target, digest, tuple(files), bits_per_weight([row for file in files for row in file.rows]))
+    made = graphs.build(snapshot)
+    by_graph = [plan_rows(target, graph, snapshot) for graph in made]
+    rows = tuple({row.name: row for some in by_graph for row in some}.values())
+    stored, names = lay_out(rows), [f"{folder}/{file(target, graph)}" for graph in made]
+    if inline(made, stored):
+        files = [FilePlan(names[0], rows, len(assemble(made[0], rows, empty)))]
+    else:
+        hold = external(data(names).rpartition("/")[2], stored)
+        sizes = [len(assemble(graph, some, hold)) for graph, some in zip(made, by_graph, strict=True)]
+        files = [FilePlan(name, (), size) for name, size in zip(names, sizes, strict=True)]
+        files.append(FilePlan(data(names), rows, stored[-1].end))
+    return TargetPlan(target, digest, tuple(files), bits_per_weight(rows))
+
+
+def data(graphs: Sequence[str]) -> str:
+    """The data file of these graphs: beside the one, or of several that share it."""
+    return f"{graphs[0]}{DATA}" if len(graphs) == 1 else f"{graphs[0].rpartition('/')[0]}/model.onnx{DATA}"
 
 
 def file(target: OnnxTarget, graph: Graph) -> str:
@@ -105,9 +114,9 @@ def documents(target: OnnxTarget, snapshot: Snapshot) -> dict[str, str]:
     return found
 
 
-def inline(graph: Graph, stored: Sequence[Stored]) -> bool:
-    """Whether a graph holds its weights itself."""
-    return graph.kind != "decoder" and stored[-1].end < INLINE
+def inline(graphs: Sequence[Graph], stored: Sequence[Stored]) -> bool:
+    """Whether a graph holds its weights itself: an encoder's, unless it is large."""
+    return graphs[0].kind == "encoder" and stored[-1].end < INLINE
 
 
 def plan_rows(target: OnnxTarget, graph: Graph, snapshot: Snapshot) -> tuple[Row, ...]:
@@ -156,8 +165,11 @@ def _scheme(
 ) -> tuple[Scheme | None, str, str]:
     """The scheme of a matrix (rows, width), the type that the recipe wants, and the reason. multiplied: and never looked up."""
     rule = next((rule for rule in target.rules if _matches(rule.match, graph, name)), None)
+    if rule is None and any(fnmatchcase(name, each) for each in SENSITIVE):
+        return None, "F32", "known to suffer from 8 bits"
     bits, block, why = target.bits, target.block, "the recipe's"
-    kind = target.scheme or ("blocks" if graph.kind == "decoder" else "dynamic")
+    kind = "blocks" if target.scheme == "fast-prefill" else target.scheme  # until its rules say where it is harmless
+    kind = kind or ("blocks" if graph.kind == "decoder" else "dynamic")
     if rule is not None:
         bits, block, kind, why = rule.bits or bits, rule.block or block, rule.scheme or kind, f"rule {rule.match!r}"
         if rule.skip:
@@ -222,9 +234,11 @@ def assemble(graph: Graph, rows: Sequence[Row], hold: Hold) -> bytes:
 
     model = graph.model.clone()
     looked_up, multiplied, leaders = tables(model), matrices(model), sharing(model)
-    stored = lay_out(rows)
+    parts_of: dict[str, dict[str, Stored]] = {}
+    for each in lay_out(rows):
+        parts_of.setdefault(each.row, {})[each.part] = each
     for row in rows:
-        parts = {each.part: each for each in stored if each.row == row.name}
+        parts = parts_of[row.name]
         scheme = schemes.of_type(row.type)
         if scheme is None and row.name in model.graph.initializers:
             model.graph.initializers[row.name].const_value = hold(parts[""])
@@ -266,13 +280,15 @@ def _stored(rows: Sequence[Row]) -> Iterator[Stored]:
             end = offset + nbytes
 
 
-def external(file: str) -> Hold:
-    """Tensors that lie in the data file beside a graph's."""
+def external(file: str, laid_out: Sequence[Stored]) -> Hold:
+    """Tensors that lie in the data file of this name."""
     import onnx_ir as ir
 
+    places = {each.name: each for each in laid_out}
+
     def hold(stored: Stored) -> Any:
-        kind, shape = ir.DataType[stored.dtype], ir.Shape(stored.shape)
-        return ir.ExternalTensor(file + DATA, stored.offset, stored.nbytes, kind, shape=shape, name=stored.name)
+        place, kind, shape = places[stored.name], ir.DataType[stored.dtype], ir.Shape(stored.shape)
+        return ir.ExternalTensor(file, place.offset, place.nbytes, kind, shape=shape, name=stored.name)
 
     return hold
 

@@ -46,22 +46,25 @@ def _rows(array: np.ndarray[Any, Any], shape: tuple[int, ...], rows: int, start:
 
 def _smoothing(codes: Any) -> Any:
     """The vector that the input of a product with `codes` is multiplied by: of the graph as it is written."""
-    (product,) = [use.node for use in codes.uses() if use.node.op_type == "MatMulInteger"]
+    product = next(use.node for use in codes.uses() if use.node.op_type == "MatMulInteger")
     return product.inputs[0].producer().inputs[0].producer().inputs[1].const_value
 
 
-def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
-    """The tensors of a graph. What it holds beside the planned rows, constants apart, is there under its own name.
+def read(paths: Sequence[Path], rows: Sequence[Row]) -> OnnxTensors:
+    """The tensors of graphs, which may share them. What they hold beside the planned rows, constants apart, is there under its
+    own name.
 
     Raises SourceError for a file that does not parse.
     """
     import onnx_ir as ir
 
-    try:
-        graph = ir.load(path).graph
-    except Exception as error:  # protobuf's and onnx_ir's share no base but this
-        raise SourceError(f"{path} is no ONNX graph: {error}") from error
-    initializers = {name: value.const_value for name, value in graph.initializers.items()}
+    values: dict[str, Any] = {}
+    for path in paths:
+        try:
+            values = dict(ir.load(path).graph.initializers) | values
+        except Exception as error:
+            raise SourceError(f"{path} is no ONNX graph: {error}") from error
+    initializers = {name: value.const_value for name, value in values.items()}
     used: set[str] = set()
     held: dict[str, dict[str, Any]] = {}
     infos: dict[str, TensorInfo] = {}
@@ -71,7 +74,7 @@ def read(path: Path, rows: Sequence[Row]) -> OnnxTensors:
         if all(initializers.get(name) is not None for name in parts.values()):
             held[row.name] = {part: initializers[name] for part, name in parts.items()}
             if scheme == Dynamic(True):
-                held[row.name]["smoothing"] = _smoothing(graph.initializers[parts["codes"]])
+                held[row.name]["smoothing"] = _smoothing(values[parts["codes"]])
             used.update(parts.values())
             infos[row.name] = TensorInfo(row.name, row.shape, row.type, row.nbytes)
     for name, tensor in initializers.items():

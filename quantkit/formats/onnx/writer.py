@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,10 +50,9 @@ def write(
     written: list[Written] = []
     made = graphs.build(snapshot)
     texts = layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
+    values = [_Values(graph, layout.transposed(graph.model), importance, solved) for graph in made]
     with ThreadPoolExecutor(threads) as pool:
-        for graph in made:
-            values = _Values(graph, layout.transposed(graph.model), importance, solved, pool)
-            written += _write_graph(plan, place / layout.file(plan.onnx, graph), folder, values, progress)
+        written += _write_graphs(plan, snapshot, folder, values, pool, progress)
     written += [_write_whole(place / name, text.encode()) for name, text in texts.items()]
     return Artefact(plan.name, tuple(written), plan.rows, time.perf_counter() - started, memory.peak())
 
@@ -66,7 +65,6 @@ class _Values:
     transposed: frozenset[str]
     importance: Mapping[str, Importance]
     solved: Solved | None
-    pool: Executor
     smoothings: dict[str, F32] = field(default_factory=dict)  # by their rows' names
 
     def weight(self, name: str) -> F32:
@@ -83,23 +81,29 @@ class _Values:
         return None
 
 
-def _write_graph(plan: TargetPlan, path: Path, folder: Path, values: _Values, progress: Progress) -> list[Written]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole, data = str(path.relative_to(folder)), path.with_name(path.name + layout.DATA)
-    rows = next(file.rows for file in plan.files if file.rows and file.name in (whole, whole + layout.DATA))
-    stored = layout.lay_out(rows)
-    if layout.inline(values.graph, stored):
+def _write_graphs(
+    plan: TargetPlan, snapshot: Snapshot, folder: Path, values: Sequence[_Values], pool: Executor, progress: Progress
+) -> list[Written]:
+    rows, stored = plan.rows, layout.lay_out(plan.rows)
+    paths = [folder / file.name for file in plan.files[: len(values)]]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if layout.inline([each.graph for each in values], stored):
         import onnx_ir as ir
 
         held: dict[str, np.ndarray[Any, Any]] = {}
         for row in rows:
-            held |= {schemes.name(row.name, part): array for part, array in _tensors(row, values).items()}
-        content = layout.assemble(values.graph, rows, lambda each: ir.Tensor(held[each.name], name=each.name))
-        return [_write_whole(path, content)]
-    content = layout.assemble(values.graph, rows, layout.external(path.name))
+            held |= {schemes.name(row.name, part): array for part, array in _tensors(row, values, pool).items()}
+        content = layout.assemble(values[0].graph, rows, lambda each: ir.Tensor(held[each.name], name=each.name))
+        return [_write_whole(paths[0], content)]
+    data = folder / plan.files[-1].name
+    hold = layout.external(data.name, stored)
+    own = [layout.plan_rows(plan.onnx, each.graph, snapshot) for each in values] if len(values) > 1 else [rows]
+    contents = [layout.assemble(each.graph, some, hold) for each, some in zip(values, own, strict=True)]
     with workspace.replacing(data) as temporary, open(temporary, "wb") as file:
-        digest = _write_data(file, rows, values, lambda done, total: progress(f"write {plan.name}", done, total))
-    return [_write_whole(path, content), Written(data, stored[-1].end, digest)]
+        digest = _write_data(file, rows, values, pool, lambda done, total: progress(f"write {plan.name}", done, total))
+    graphs = [_write_whole(path, content) for path, content in zip(paths, contents, strict=True)]
+    return [*graphs, Written(data, stored[-1].end, digest)]
 
 
 def _write_whole(path: Path, content: bytes) -> Written:
@@ -109,12 +113,14 @@ def _write_whole(path: Path, content: bytes) -> Written:
     return Written(path, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _write_data(file: BinaryIO, rows: tuple[Row, ...], values: _Values, report: Callable[[int, int], None]) -> str:
+def _write_data(
+    file: BinaryIO, rows: tuple[Row, ...], values: Sequence[_Values], pool: Executor, report: Callable[[int, int], None]
+) -> str:
     """The data file's bytes; returns their sha256."""
     state, at, done, total = hashlib.sha256(), 0, 0, sum(row.nbytes for row in rows)
     stored = iter(layout.lay_out(rows))
     for row in rows:
-        for array in _tensors(row, values).values():
+        for array in _tensors(row, values, pool).values():
             each = next(stored)
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for piece in (b"\0" * (each.offset - at), content.data):
@@ -126,9 +132,11 @@ def _write_data(file: BinaryIO, rows: tuple[Row, ...], values: _Values, report: 
     return state.hexdigest()
 
 
-def _tensors(row: Row, values: _Values) -> dict[str, np.ndarray[Any, Any]]:
-    """What the file holds of a row: part -> values, in the order of `Scheme.parts`."""
+def _tensors(row: Row, graphs: Sequence[_Values], pool: Executor) -> dict[str, np.ndarray[Any, Any]]:
+    """What the file holds of a row: part -> values, in the order of `Scheme.parts`; of the first graph that has it."""
     scheme = schemes.of_type(row.type)
+    wanted = row.name.removesuffix(schemes.SMOOTHING)
+    values = next(each for each in graphs if wanted in each.graph.deferred)
     if isinstance(scheme, Blocks) and (found := _chosen(row, scheme, values.solved)) is not None:
         return found
     if row.name not in values.graph.deferred:
@@ -141,7 +149,7 @@ def _tensors(row: Row, values: _Values) -> dict[str, np.ndarray[Any, Any]]:
     weight: F32 = np.ascontiguousarray(made.T if row.name in values.transposed else made)
     if isinstance(scheme, Blocks):
         cost = values.seen(row.name)
-        return scheme.encode(weight, cost if cost is not None and cost.shape == row.shape[-1:] else None, values.pool)
+        return scheme.encode(weight, cost if cost is not None and cost.shape == row.shape[-1:] else None, pool)
     leader = layout.sharing(values.graph.model).get(row.name)
     return scheme.encode(weight, values.smoothings[f"{leader}{schemes.SMOOTHING}"] if scheme.smoothed else None)
 

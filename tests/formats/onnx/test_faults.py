@@ -90,7 +90,7 @@ def integrity(snapshot: Snapshot, path: Path, rows: tuple[Row, ...]) -> Any:
         made = graph.deferred[row.name].make()
         return (made.T if row.name in turned else made)[start:stop]
 
-    return reopened.check(reader.read(path, rows), rows, source_rows, lambda _: np.zeros(0, np.uint8), {})[0]
+    return reopened.check(reader.read([path], rows), rows, source_rows, lambda _: np.zeros(0, np.uint8), {})[0]
 
 
 def double_scales(model: ir.Model) -> None:
