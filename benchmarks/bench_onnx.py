@@ -1,8 +1,8 @@
 """ONNX folders beside what others make of the same weights: size, quality, speed, and what making them took.
 
-Peers: onnxruntime-genai's own builder at int8 and int4, and onnxruntime's quantize_dynamic on the float32 graph; for the encoder
-quantize_dynamic too. A child process makes each artefact, its clock starts after imports. Quality is by llama-perplexity's
-protocol in onnxruntime; speed from child processes in turns, against the float32 graph of the same weights in the same run.
+Peers: onnxruntime-genai's own builder at int8 and int4, and onnxruntime's quantize_dynamic on the float32 graph. A child
+process makes each artefact, its clock starts after imports. Quality is by llama-perplexity's protocol in onnxruntime; speed from
+child processes in turns, against the float32 graph of the same weights in the same run.
 
     python benchmarks/bench_onnx.py [--quick] [--text FILE] [--calibration FILE] [--models smollm2 minilm] [--only SCHEME ...]
                                     [--work FOLDER] [--mistral7b FOLDER]

@@ -109,7 +109,6 @@ UNMAPPED: dict[str, dict[str, Any]] = {
     "modernbert": {"model_type": "modernbert", "num_key_value_heads": None, "local_attention": 16},
     "distilbert": {"model_type": "distilbert", "dim": 256, "hidden_dim": 512, "n_layers": 2, "n_heads": 4},
     "bart": {"model_type": "bart", **_BART},
-    "marian": {"model_type": "marian", **_BART, "share_encoder_decoder_embeddings": True},
 }  # fmt: skip
 """Those that are made ONNX of alone."""
 POOLING = {"bert": "mean", "bert-cls": "cls"}

@@ -140,7 +140,6 @@ UNMAPPED: Mapping[str, Architecture] = {
             num_attention_heads="n_heads", intermediate_size="hidden_dim",
         ),
         _unmapped("bart", "BartForConditionalGeneration", "encoder-decoder", "model.", **_BART),
-        _unmapped("marian", "MarianMTModel", "encoder-decoder", "model.", **_BART),
     )
 }  # fmt: skip
 """Models that ONNX alone is made of, by model_type: transformers' own model says what their checkpoints hold."""

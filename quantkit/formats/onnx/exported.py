@@ -18,7 +18,7 @@ from quantkit import arch, modules, skeleton
 from quantkit.errors import UnsupportedError
 from quantkit.formats.onnx import recorded
 from quantkit.formats.onnx.blocks import replace
-from quantkit.formats.onnx.graph import Graph
+from quantkit.formats.onnx.graph import Graph, Padding
 from quantkit.formats.onnx.recorded import Deferred
 from quantkit.values import Snapshot
 
