@@ -1,8 +1,8 @@
 """ONNX folders beside what others make of the same weights: size, quality, speed, and what making them took.
 
 Peers: onnxruntime-genai's own builder at int8 and int4, and onnxruntime's quantize_dynamic on the float32 graph. A child
-process makes each artefact, its clock starts after imports. Quality is by llama-perplexity's protocol in onnxruntime; speed from
-child processes in turns, against the float32 graph of the same weights in the same run.
+process makes each artefact, its clock starts after imports. Quality is by llama-perplexity's protocol in onnxruntime; speed
+from child processes in turns, against the float32 graph of the same weights in the same run.
 
     python benchmarks/bench_onnx.py [--quick] [--text FILE] [--calibration FILE] [--models smollm2 minilm] [--only SCHEME ...]
                                     [--work FOLDER] [--mistral7b FOLDER]
@@ -188,7 +188,7 @@ def speeds(graphs: Mapping[str, Path], rounds: int) -> dict[str, dict[str, float
 
     def ratio(name: str, what: str) -> float:
         pairs = zip(found[name], found["float"], strict=True)
-        return round(statistics.median(getattr(one, what) / getattr(other, what) for one, other in pairs), 3)
+        return round(float(statistics.median(getattr(one, what) / getattr(other, what) for one, other in pairs)), 3)
 
     keys = {"decode_ratio": "decode_tokens_per_s", "prefill_ratio": "prefill_tokens_per_s"}
     return {name: {key: ratio(name, what) for key, what in keys.items()} for name in graphs}

@@ -77,7 +77,14 @@ def without_file(source: str, format: str, type: str, out: Path | None, checks: 
 
 
 def _target(format: str, type: str) -> dict[str, Any]:
-    """A target of a format by the name of its type: Q4_K_M of gguf; W4G128, W3G64-asym, W8 of gptq."""
+    """A target of a format by the name of its type: Q4_K_M of gguf; W4G128, W3G64-asym, W8 of gptq; INT8, INT4B32Z of onnx."""
+    if format == "onnx":
+        said = re.fullmatch(r"int(\d+)(?:b(\d+))?(z?)(?:-(blocks|dynamic))?", type, re.IGNORECASE)
+        if said is None:
+            raise InputError(f"type {type!r} is none of onnx's: INT8 or INT4, INT8B64 (block), INT4Z (zeros), INT8-dynamic")
+        bits, block, zeros, scheme = said.groups()
+        target = {"bits": int(bits), "block": block and int(block), "sym": not zeros, "scheme": scheme and scheme.lower()}
+        return {"format": format, **{key: value for key, value in target.items() if value is not None}}
     if format != "gptq":
         return {"format": format, "type": type}
     found = re.fullmatch(r"w(\d+)(?:g(-?\d+))?(-asym)?", type, re.IGNORECASE)

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def config_of(path):
     """The config.json of a recipe's model; recipes of one model share it."""
-    model = re.sub(r"-(gptq|onnx)-.*", "-q4", path.stem)
+    model = re.sub(r"-(gptq-.*|onnx-.*|int8)$", "-q4", path.stem)
     return CONFIGS / f"{model}.json"
 
 
@@ -31,6 +31,7 @@ BITS_PER_WEIGHT = {
     "mistral7b-gptq-w4g128": (4.59, 4.61),  # 4.156 of the layers' matrices, 16 of embedding and head
     "llama3.1-8b-gptq-w4g128": (5.6, 5.8),
     "mistral7b-onnx-int8": (8.99, 9.03),  # 8 and a float32 scale for every 32 weights; rotary tables count as bytes
+    "flan-t5-small-int8": (10.0, 16.0),  # the second feed-forward matrices stay as they are
 }
 
 

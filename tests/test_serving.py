@@ -103,6 +103,17 @@ def test_an_encoder_in_every_layout(layout: str, pico: Callable[[str], Path], tm
     assert not [node for node in ir.load(path).graph if node.metadata_props]  # nothing of this machine's paths
 
 
+def test_an_encoder_decoder_keeps_one_copy_of_its_weights(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    manifest = run(pico("t5"), tmp_path, {"imatrix": True}, calibration=CALIBRATION)
+    assert manifest.verdict == "pass"
+    folder = (tmp_path / "published" / manifest.targets[0].file).parent
+    names = {path.name for path in folder.glob("*.onnx*")}
+    assert names == {"encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx", "model.onnx.data"}
+    assert {tensor.type for tensor in manifest.targets[0].tensors if "DenseReluDense.wo" in tensor.name} == {"F32"}
+    inputs = {value.name for value in ir.load(folder / "decoder_with_past_model.onnx").graph.inputs}
+    assert {"past_key_values.0.decoder.key", "past_key_values.1.encoder.value", "encoder_attention_mask"} <= inputs
+
+
 def test_one_table_serves_head_and_embedding(pico: Callable[[str], Path], tmp_path: Path) -> None:
     manifest = run(pico("llama"), tmp_path, {"bits": 8}, checks=False)
     graph = ir.load(tmp_path / "published" / manifest.targets[0].file).graph

@@ -125,9 +125,15 @@ def _machines(manifest: Manifest) -> str:
 def _how_to_run(manifest: Manifest) -> str:
     best = next((target for target in manifest.targets if target.verdict == "pass"), manifest.targets[0])
     file = best.file
+    if best.format == "onnx":
+        commands: tuple[str, ...] = (
+            f"onnxruntime.InferenceSession({file!r})",
+            f"onnxruntime_genai.Model({file.partition('/')[0]!r})    # a decoder with genai_config.json",
+        )
+        return _fenced("\n".join(commands), "python")
     if best.format == "gptq":
         folder = shlex.quote(file.rpartition("/")[0])
-        commands: tuple[str, ...] = (
+        commands = (
             f"transformers chat {folder}     # with optimum and gptqmodel installed",
             f"vllm serve {folder}            # a server, OpenAI-compatible; not run here",
         )

@@ -29,10 +29,13 @@ SMALL = 16  # elements; constants of the graph's own are no weights
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def build(snapshot: Snapshot) -> tuple[Graph, ...]:
-    """The float32 graphs of a model, made from its weights. Raises UnsupportedError where the exporter fails."""
+def build(snapshot: Snapshot, *, filled: bool = True) -> tuple[Graph, ...]:
+    """The float32 graphs of a model, made from its weights, or not `filled` from random ones: what is planned reads none.
+
+    Raises UnsupportedError where the exporter fails.
+    """
     kind = skeleton.kind(snapshot.config)
-    model = load(snapshot, arch.AUTO_CLASS[kind])
+    model = load(snapshot, arch.AUTO_CLASS[kind], filled=filled)
     if kind == "encoder-decoder":
         return _transducer(model, snapshot)
     inputs = _decoder_inputs(model) if kind == "decoder" else _encoder_inputs(model)
@@ -113,14 +116,23 @@ def _name_transducer(model: ir.Model) -> None:
             model.graph.inputs.remove(value)
 
 
-def load(snapshot: Snapshot, auto_class: str) -> Any:
-    """transformers' model with the checkpoint's weights in float32."""
+def load(snapshot: Snapshot, auto_class: str, *, filled: bool = True) -> Any:
+    """transformers' model with the checkpoint's weights in float32, or with random ones."""
+    import torch
+
     view = modules.view(snapshot.config, snapshot.weights)
     model = skeleton.build(snapshot.config, auto_class)
     model.tie_weights()
     model.set_attn_implementation("eager")  # a plain graph, which onnxruntime fuses better than what SDPA becomes
-    names = [name for name, _ in model.named_parameters()]
-    model.load_state_dict(skeleton.tensors(model, names, view, ""), strict=False, assign=True)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if filled:
+        state = skeleton.tensors(model, list(shapes), view, "")
+    else:
+        dice = torch.Generator().manual_seed(0)
+        state = {name: torch.randn(shape, generator=dice) for name, shape in shapes.items()}
+        for name, shape in shapes.items():
+            skeleton.stored(view, name, shape)
+    model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model
 

@@ -9,11 +9,14 @@ from quantkit.formats.onnx.graph import Graph
 from quantkit.values import Snapshot
 
 
-def build(snapshot: Snapshot) -> tuple[Graph, ...]:
-    """All graphs of a model. Raises UnsupportedError for one that neither route exports."""
+def build(snapshot: Snapshot, *, filled: bool = True) -> tuple[Graph, ...]:
+    """All graphs of a model; those that are not `filled` are good for a plan alone, and need no weights.
+
+    Raises UnsupportedError for one that neither route exports.
+    """
     if skeleton.kind(snapshot.config) == "decoder":
         try:
             return (builder.build(snapshot),)
         except UnsupportedError:  # it has no graph for the architecture
-            return exported.build(snapshot)
-    return exported.build(snapshot)
+            return exported.build(snapshot, filled=filled)
+    return exported.build(snapshot, filled=filled)

@@ -66,7 +66,7 @@ def plan(target: OnnxTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     """The plan of a folder, files within it as "<folder>/<file>". Raises InputError for rules that match nothing,
     UnsupportedError for a model that has no graph, WeightError for one that its checkpoint does not hold."""
     folder = f"{re.sub(r'[^A-Za-z0-9.]+', '-', model.split('/')[-1]).strip('-.') or 'model'}-{target.name}"
-    made = graphs.build(snapshot)
+    made = graphs.build(snapshot, filled=False)
     by_graph = [plan_rows(target, graph, snapshot) for graph in made]
     rows = tuple({row.name: row for some in by_graph for row in some}.values())
     stored, names = lay_out(rows), [f"{folder}/{file(target, graph)}" for graph in made]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import DECODERS, ENCODERS, UNMAPPED
+from checkpoints import DECODERS, ENCODERS, TRANSDUCERS, UNMAPPED
 
 from quantkit import arch, likeness, serving, source
 from quantkit.errors import UnsupportedError
@@ -22,7 +22,8 @@ BUILT = ("llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "ph
 REFUSED = ("qwen3_moe", "mixtral")
 EXPORTED = [name for name in DECODERS if name not in (*BUILT, *REFUSED)]
 ENCODING = [*ENCODERS, *(name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "encoder")]
-QUICK = ("gpt2", "bert", "roberta")
+ANSWERING = [*TRANSDUCERS, *(name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "encoder-decoder")]
+QUICK = ("gpt2", "bert", "roberta", "t5")
 
 
 def slow(names: list[str]) -> list[Any]:
@@ -46,8 +47,8 @@ def test_decoders_of_the_builder(name: str, pico: Callable[[str], Path], tmp_pat
     assert found.values["decode"] < 1e-4
 
 
-@pytest.mark.parametrize("name", slow([*EXPORTED, *ENCODING]))
-def test_decoders_and_encoders_of_the_exporter(name: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", slow([*EXPORTED, *ENCODING, *ANSWERING]))
+def test_models_of_the_exporter(name: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
     found = parity(source.describe(str(pico(name))), tmp_path)
     assert found.verdict == "pass", found.summary
     assert found.values["decode"] < 1e-4
