@@ -80,7 +80,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
             codes = solving.solve(job, targets)
             artefacts = [_make(job, target, observed, codes) for target in targets]
-            results = verification.verify_all(job, targets, artefacts, asked, codes)
+            results = verification.verify_all(job, targets, artefacts, asked, codes, observed)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publish(job, manifest)

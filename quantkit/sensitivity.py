@@ -1,83 +1,109 @@
-"""A decoder whose prompt is to be fast: dynamic products where they are measured harmless, blocks of weights elsewhere.
+"""What the matrices of a graph cost, measured in onnxruntime on the calibration text, those of one place in all layers at once.
 
-Matrices of one place in every layer (those that share an input together) are made dynamic by themselves, and the divergence
-that this costs is measured in onnxruntime on the calibration text. The cheapest are taken until their sum comes to the gate.
+Two choices rest on it: which products of a decoder are dynamic, for a fast prompt (scheme: fast-prefill), and which matrices
+stay in float32 where a gate failed (spare: 0.1).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from quantkit import calibrating, quality, walk, workspace
-from quantkit.checks import scoring
+from quantkit import calibrating, serving, walk, workspace
+from quantkit.calibration.corpus import Sequences
 from quantkit.engines import onnxruntime_decoder
 from quantkit.formats.gguf import naming
-from quantkit.formats.onnx import graphs, layout, writer
+from quantkit.formats.onnx import graphs, layout, schemes, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
+from quantkit.quality import Reference
+from quantkit.solving import Codes
 from quantkit.targets import OnnxRule, OnnxTarget
-from quantkit.values import F32, CheckResult, Importance
+from quantkit.values import CheckResult, Importance
 
-SEQUENCES = 4  # of the calibration, on which divergence is measured
+SEQUENCES = 8  # of the calibration, on which the distance is measured
 HARMLESS = 0.03  # mean divergence, where the recipe has no gate
 
 
-def settle(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> TargetPlan:
-    """The final plan of a target with scheme: fast-prefill; any other as it is."""
-    if plan.target.format != "onnx" or plan.onnx.scheme != "fast-prefill":
-        return plan
-    target = plan.onnx
-    gates = job.recipe.gates(target)
-    limit = (gates.divergence.max_mean if gates else None) or HARMLESS
-    tokens = calibrating.calibrate(job).sequences.tokens[:SEQUENCES]
-    hidden = walk.walk(job.snapshot.config, job.snapshot.weights, tokens, threads=job.threads, progress=job.progress)
-    (graph,) = graphs.build(job.snapshot)
-    places = sorted({place(leader) for leader in layout.sharing(graph.model).values() if place(leader) != leader})
-    members = {each: [name for name, leader in layout.sharing(graph.model).items() if place(leader) == each] for each in places}
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """What a distance from the original is measured with."""
 
-    def divergence(chosen: list[str]) -> float:
-        made = with_rules(target, [name for each in chosen for name in members[each]])
-        tried = layout.plan(made, plan.digest, job.snapshot, "tried")
+    job: Job
+    plan: TargetPlan
+    observed: Mapping[str, Importance]
+    codes: Codes | None
+    reference: Reference
+
+    def distance(self, target: OnnxTarget) -> float:
+        """Of an artefact of these settings, made and removed."""
+        job = self.job
+        tried = layout.plan(target, self.plan.digest, job.snapshot, "tried")
         with workspace.temporary(job.work) as folder:
             artefact = writer.write(
                 tried,
                 job.snapshot,
                 folder,
-                importance=observed,
-                solved=None,
+                importance=self.observed if target.imatrix else {},
+                solved=self.codes.solved if self.codes else None,
                 threads=job.threads,
                 progress=job.progress,
             )
-            with closing(
-                onnxruntime_decoder.open_runner(artefact.path, context=tokens.shape[1], threads=job.threads)
-            ) as runner:
+            return serving.distance(job, artefact.path, self.reference)
 
-                def logits(index: int) -> F32:
-                    return runner.logits(tokens[index].tolist())
 
-                head, first = quality.original_head(job), tokens.shape[1] // 2
-                scores = scoring.score(logits, tokens, hidden, head, first=first, engine=runner.engine)
-        return float(scores.kld.mean())
+def settle(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> TargetPlan:
+    """The final plan of a target with scheme: fast-prefill; any other as it is.
 
-    base = divergence([])
-    costs = {}
-    for index, each in enumerate(places):
-        costs[each] = max(0.0, divergence([each]) - base)
-        job.progress(f"sensitivity {plan.name}", index + 1, len(places))
+    The places that cost least are made dynamic until their sum comes to the gate on divergence, or to HARMLESS.
+    """
+    if plan.target.format != "onnx" or plan.onnx.scheme != "fast-prefill":
+        return plan
+    target, scale = plan.onnx, _scale(job, plan, observed, None)
+    gates = job.recipe.gates(target)
+    limit = (gates.divergence.max_mean if gates else None) or HARMLESS
+    (graph,) = graphs.build(job.snapshot)
+    leaders = layout.sharing(graph.model)
+    members: dict[str, list[str]] = {}
+    for name, leader in leaders.items():
+        if place(leader) != leader:
+            members.setdefault(place(leader), []).append(place(name))
+    base, costs = scale.distance(target), dict[str, float]()
+    for index, (each, places) in enumerate(members.items()):
+        costs[each] = max(0.0, scale.distance(_with(target, places, scheme="dynamic")) - base)
+        job.progress(f"sensitivity {plan.name}", index + 1, len(members))
     chosen, total = list[str](), base
     for each in sorted(costs, key=costs.__getitem__):
         if total + costs[each] <= limit:
             chosen, total = [*chosen, each], total + costs[each]
-    final = layout.plan(
-        with_rules(target, [name for each in chosen for name in members[each]]),
-        plan.digest,
-        job.snapshot,
-        naming.model_name(job.snapshot),
-    )
-    return replace(plan, files=final.files, bits_per_weight=final.bits_per_weight, choice=_result(costs, chosen, base, limit))
+    left = [each for each in costs if each not in chosen]
+    said = f"dynamic: {', '.join(chosen) or 'none'}; blocks, since {limit:g} holds no more: {', '.join(left) or 'none'}"
+    final = _with(target, [name for each in chosen for name in members[each]], scheme="dynamic")
+    return _settled(job, plan, final, said, {"blocks alone": base, **costs})
+
+
+def spare(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Codes | None) -> TargetPlan | None:
+    """The plan with those matrices in float32 that bring most for what they add, within `spare` of the size; None where nothing
+    brings anything or fits."""
+    target, scale = plan.onnx, _scale(job, plan, observed, codes)
+    places = dict.fromkeys(place(row.name) for row in plan.rows if schemes.of_type(row.type) is not None)
+    base, size = scale.distance(target), plan.nbytes or 0
+    gains, added = dict[str, float](), dict[str, int]()
+    for index, each in enumerate(places):
+        without = _with(target, [each], skip=True)
+        added[each] = (layout.plan(without, plan.digest, job.snapshot, "tried").nbytes or 0) - size
+        if added[each] <= target.spare * size:
+            gains[each] = base - scale.distance(without)
+        job.progress(f"sensitivity {plan.name}", index + 1, len(places))
+    chosen, total = list[str](), 0
+    for each in sorted(gains, key=lambda name: gains[name] / max(added[name], 1), reverse=True):
+        if gains[each] > 0 and total + added[each] <= target.spare * size:
+            chosen, total = [*chosen, each], total + added[each]
+    if not chosen:
+        return None
+    said = f"a gate failed, so these stay in float32, {total / size:.1%} more: {', '.join(chosen)}"
+    return _settled(job, plan, _with(target, chosen, skip=True), said, {"before": base, **gains})
 
 
 def place(name: str) -> str:
@@ -85,15 +111,28 @@ def place(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name, count=1)
 
 
-def with_rules(target: OnnxTarget, dynamic: list[str]) -> OnnxTarget:
-    """The target with these matrices dynamic, unless its own rules say otherwise."""
-    places = dict.fromkeys(place(name) for name in dynamic)
-    further = tuple(OnnxRule(match=each, scheme="dynamic") for each in places)
+def _scale(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Codes | None) -> _Scale:
+    given = calibrating.calibrate(job).sequences
+    answers = None if given.decoder_tokens is None else given.decoder_tokens[:SEQUENCES]
+    few = Sequences(given.tokens[:SEQUENCES], answers)
+    hidden = walk.walk(
+        job.snapshot.config,
+        job.snapshot.weights,
+        few.tokens,
+        decoder_sequences=few.decoder_tokens,
+        threads=job.threads,
+        progress=job.progress,
+    )
+    return _Scale(job, plan, observed, codes, Reference(few, hidden))
+
+
+def _with(target: OnnxTarget, places: Iterable[str], **rule: str | bool) -> OnnxTarget:
+    """The target with this rule for these places, after its own rules."""
+    further = tuple(OnnxRule.model_validate({"match": each, **rule}) for each in dict.fromkeys(places))
     return target.model_copy(update={"rules": (*target.rules, *further)})
 
 
-def _result(costs: Mapping[str, float], chosen: list[str], base: float, limit: float) -> CheckResult:
-    left = [each for each in costs if each not in chosen]
-    said = f"dynamic: {', '.join(chosen) or 'none'}; blocks, since {limit:g} holds no more: {', '.join(left) or 'none'}"
-    values = {"blocks alone": base, **costs}
-    return CheckResult("sensitivity", "report", said, values, {"max_mean": limit}, onnxruntime_decoder.name())
+def _settled(job: Job, plan: TargetPlan, target: OnnxTarget, said: str, values: Mapping[str, float]) -> TargetPlan:
+    final = layout.plan(target, plan.digest, job.snapshot, naming.model_name(job.snapshot))
+    result = CheckResult("sensitivity", "report", said, values, {}, onnxruntime_decoder.name())
+    return replace(plan, files=final.files, bits_per_weight=final.bits_per_weight, choice=result)

@@ -86,6 +86,15 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
     return Found((same, sound, *good, quick, _isa(plan)), errors, ours, theirs, original.label)
 
 
+def distance(job: Job, path: Path, reference: Reference) -> float:
+    """One figure, less is better: mean KL divergence; of an encoder 1 - cosine."""
+    if quality.kind(job.snapshot) == "encoder":
+        (found,) = _quality(job, path, reference, Checks())
+        return 1 - float(found.values["cosine"])
+    score = _score if reference.given.decoder_tokens is None else _score_answers
+    return float(score(job, path, reference).kld.mean())
+
+
 def _isa(plan: TargetPlan) -> CheckResult:
     """What this CPU has and what the file takes for granted."""
     whole, reduced = onnxruntime_probe.saturates(127), onnxruntime_probe.saturates(dynamic.LOWEST)
@@ -173,13 +182,13 @@ def _integrity(job: Job, plan: TargetPlan, artefact: Artefact) -> tuple[CheckRes
 
 def _score(job: Job, path: Path, reference: Reference) -> Scores:
     tokens = reference.given.tokens
-    with closing(onnxruntime_decoder.open_runner(path, context=CHUNK, threads=job.threads)) as runner:
+    with closing(onnxruntime_decoder.open_runner(path, context=tokens.shape[1], threads=job.threads)) as runner:
         return scoring.score(
             lambda index: runner.logits(tokens[index].tolist()),
             tokens,
             reference.hidden,
             quality.original_head(job),
-            first=CHUNK // 2,
+            first=tokens.shape[1] // 2,
             engine=runner.engine,
             progress=job.progress,
         )

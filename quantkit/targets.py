@@ -228,7 +228,13 @@ class OnnxTarget(_Strict):
     codes: Literal["search", "gptq"] = Field(
         "search", description="gptq: codes of the layers' matrices by GPTQ's engine, on the calibration text"
     )
-    quality: Literal["standard", "high"] = Field("standard", description="of codes: gptq, as of a gptq target")
+    quality: Literal["standard", "high"] = Field("standard", description="of codes: gptq, as of a target gptq")
+    spare: float = Field(
+        0,
+        ge=0,
+        le=4,
+        description="where a gate of quality fails, the matrices that cost most stay in float32: 0.1 adds a tenth",
+    )
     layout: Literal["genai", "plain", "transformers.js", "sentence-transformers"] = Field(
         "plain", description="where graphs lie in the folder and what they are called; a decoder's always suits genai"
     )
@@ -249,7 +255,7 @@ class OnnxTarget(_Strict):
 
     @property
     def calibrated(self) -> bool:
-        return self.imatrix or self.codes == "gptq"
+        return self.imatrix or self.codes == "gptq" or self.spare > 0
 
     @model_validator(mode="after")
     def _dynamic_is_of_8_bits(self) -> OnnxTarget:

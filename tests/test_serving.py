@@ -151,6 +151,31 @@ def test_a_failed_gate_publishes_nothing(pico: Callable[[str], Path], tmp_path: 
     assert not list((tmp_path / "build" / "pico").glob("*.partial"))
 
 
+def test_what_costs_most_stays_in_float_where_a_gate_failed(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    checks = {**CHECKS, "divergence": {"max_mean": 1e-9}}
+    means = []
+    for spare in (0, 1.5):
+        place = tmp_path / str(spare)
+        with pytest.raises(CheckFailed, match="divergence"):
+            run(pico("llama"), place, {"bits": 4, "imatrix": True, "spare": spare}, checks=checks, calibration=CALIBRATION)
+        target = Manifest.read(place / "build" / "pico" / "manifest.json").targets[0]
+        means.append({check.check: check.values for check in target.checks}["divergence"]["mean_kld"])
+    (said,) = [check.summary for check in target.checks if check.check == "sensitivity"]
+    assert said.startswith("a gate failed, so these stay in float32")
+    assert means[1] < means[0]
+    assert {tensor.type for tensor in target.tensors if len(tensor.shape) == 2} == {"F32", "INT4B32"}
+
+
+@pytest.mark.slow
+def test_a_fast_prompt_is_chosen_by_measurement(smollm2: str, tmp_path: Path) -> None:
+    target = {"bits": 8, "sym": False, "imatrix": True, "scheme": "fast-prefill", "checks": {"perplexity": "report"}}
+    checks = {**CHECKS, "divergence": {"max_mean": 0.1}}
+    manifest = run(Path("."), tmp_path, target, source=smollm2, calibration={"tokens": 8192}, checks=checks)
+    costs = {check.check: check.values for check in manifest.targets[0].checks}["sensitivity"]
+    assert max(costs, key=costs.__getitem__) == "model.layers.*.mlp.down_proj.MatMul.weight"
+    assert {tensor.type for tensor in manifest.targets[0].tensors} >= {"INT7S", "INT8B32Z"}
+
+
 @pytest.mark.slow
 def test_onnxruntime_genai_generates_what_our_runner_does(smollm2: str, tmp_path: Path) -> None:
     genai = pytest.importorskip("onnxruntime_genai")
