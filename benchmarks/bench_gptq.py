@@ -7,7 +7,8 @@ llama-perplexity's protocol on the dequantised checkpoint, run block by block in
     python benchmarks/bench_gptq.py [--quick] [--text FILE] [--calibration FILE] [--models ...] [--work FOLDER] [--layer]
                                     [--only NUMBER ...]
 
---layer measures one decoder layer of Mistral 7B's shape at 32,768 tokens instead.
+--layer measures one decoder layer of Mistral 7B's shape at 32,768 tokens instead; --mixes what SmolLM2 is calibrated on, by its
+divergence on the evaluation text and on one unlike it.
 """
 
 from __future__ import annotations
@@ -216,6 +217,31 @@ def make_layer(work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mixes(text: texts.Text, calibration: texts.Text, work: Path) -> list[dict[str, Any]]:
+    """smollm2, 4 bits, group 64, symmetric, 16,384 tokens of every mix of texts."""
+    docs, own, wiki = "builtin:python-docs", "self", str(calibration.path)
+    found: dict[str, Any] = {"python-docs": docs, "self": own, calibration.name: wiki}
+    for name, parts in {"python-docs + self": (docs, own), f"python-docs + {calibration.name}": (docs, wiki)}.items():
+        found[name] = [{"text": part, "share": 0.5} for part in parts]
+    other = texts.fetch(docs, work)
+    given = {each.name: subject("smollm2", each, work) for each in (text, other)}
+    rows = []
+    for name, mix in found.items():
+        settings = {"text": mix, "tokens": 16384, "length": LENGTH}
+        target = {"format": "gptq", "bits": 4, "group": 64}
+        document = json.dumps({"source": SMOLLM2, "targets": [target], "calibration": settings, "checks": False})
+        with tempfile.TemporaryDirectory(dir=work) as place:
+            command = [sys.executable, __file__, "--make", document, "--work", place]
+            made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            weights = source.describe(made["folder"]).weights
+            klds = {each: estimate(score(one, weights).kld) for each, one in given.items()}
+        rows.append(
+            {"calibration": name, "seconds": made["seconds"]} | {f"kld {each}": round(k.mean, 5) for each, k in klds.items()}
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
 def default(name: str) -> str:
     return str(DATA / name) if (DATA / name).exists() else "builtin:python-docs"
 
@@ -229,6 +255,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", type=int, help="rows by their number, from 0")
     parser.add_argument("--work", type=Path, help="keep the models here")
     parser.add_argument("--layer", action="store_true")
+    parser.add_argument("--mixes", action="store_true")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--make-layer", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -243,6 +270,9 @@ def main() -> None:
         text, calibration = texts.fetch(given.text, work), texts.fetch(given.calibration, work)
         for what, each in (("text", text), ("calibration", calibration)):
             print(f"{what} {each.name}, sha256 {each.sha256}", file=sys.stderr)
+        if given.mixes:
+            print(json.dumps({"bench": "gptq", "rows": mixes(text, calibration, work)}))
+            return
         rows, subjects, peers = [], dict[str, Subject](), dict[str, Scores]()
         for number, row in enumerate(ROWS):
             if row[0] in given.models and (given.only is None or number in given.only):

@@ -49,7 +49,13 @@ LENGTH = 512
 SENTENCES = 500
 OURS: Mapping[str, dict[str, Any]] = {
     "bits8": {"bits": 8, "sym": False, "imatrix": True},
-    "bits4": {"bits": 4, "sym": False, "codes": "gptq", "imatrix": True},
+    "bits4": {
+        "bits": 4,
+        "sym": False,
+        "codes": "gptq",
+        "imatrix": True,
+        "rules": [{"match": "lm_head*", "block": 64}],
+    },
     "fast-prefill": {"bits": 8, "sym": False, "imatrix": True, "scheme": "fast-prefill"},
     "encoder": {"bits": 8, "imatrix": True},
     "bits8-plain": {"bits": 8, "sym": False},

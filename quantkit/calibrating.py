@@ -51,6 +51,17 @@ def calibrate(job: Job) -> Calibrated:
     return Calibrated(sequences, ", ".join(names), digests)
 
 
+def held_out(job: Job, chunks: int) -> Sequences:
+    """Other sequences of the calibration's first text, as far as it has others; of what the model says, some of the same."""
+    calibration = job.recipe.calibration
+    assert calibration is not None
+    uri = next((uri for uri, _ in calibration.counts() if uri != SELF), SELF)
+    if uri == SELF:
+        return Sequences(_spoken(job, calibration.sequences)[:chunks])
+    given, seed = text.fetch(uri, job.work), calibration.seed + 1
+    return quality.cut(job.snapshot, given, chunks=chunks, length=calibration.length, seed=seed)
+
+
 def _spoken(job: Job, count: int) -> NDArray[np.int32]:
     """Sequences sampled from the model, from a Q8_0 file of it that is made for it; kept for a later run."""
     calibration, snapshot = job.recipe.calibration, job.snapshot

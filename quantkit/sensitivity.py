@@ -1,4 +1,4 @@
-"""What the matrices of a graph cost, measured in onnxruntime on the calibration text, those of one place in all layers at once.
+"""What matrices of a graph cost, measured in onnxruntime on other parts of the calibration text, those of one place at once.
 
 Two choices rest on it: which products of a decoder are dynamic, for a fast prompt (scheme: fast-prefill), and which matrices
 stay in float32 where a gate failed (spare: 0.1).
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from quantkit import calibrating, serving, walk, workspace
-from quantkit.calibration.corpus import Sequences
 from quantkit.engines import onnxruntime_decoder
 from quantkit.formats.gguf import naming
 from quantkit.formats.onnx import graphs, layout, schemes, writer
@@ -112,9 +111,7 @@ def place(name: str) -> str:
 
 
 def _scale(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Codes | None) -> _Scale:
-    given = calibrating.calibrate(job).sequences
-    answers = None if given.decoder_tokens is None else given.decoder_tokens[:SEQUENCES]
-    few = Sequences(given.tokens[:SEQUENCES], answers)
+    few = calibrating.held_out(job, SEQUENCES)
     hidden = walk.walk(
         job.snapshot.config,
         job.snapshot.weights,

@@ -175,7 +175,7 @@ def _integrity(job: Job, plan: TargetPlan, artefact: Artefact) -> tuple[CheckRes
 
     try:
         written = reader.read([file.path for file in artefact.files[: len(made)]], plan.rows)
-        return reopened.check(written, plan.rows, source_rows, lambda name: np.zeros(0, np.uint8), {}, progress=job.progress)
+        return reopened.check(written, plan.rows, source_rows, lambda _: np.zeros(0, np.uint8), {}, progress=job.progress)
     except SourceError as error:
         return CheckResult("integrity", "fail", str(error), {}, {}, "quantkit"), {}
 
