@@ -54,7 +54,7 @@ def view(config: Mapping[str, Any], weights: Weights) -> ModuleWeights:
     arch = architectures.get(config)
     infos, moved, experts = dict(weights.infos), dict[str, str](), dict[str, tuple[tuple[str, ...], ...]]()
     if arch is not None and not arch.tensors:
-        for name in [name for name in weights.infos if name.startswith(arch.prefix)]:
+        for name in [name for name in weights.infos if arch.prefix and name.startswith(arch.prefix)]:
             bare = name.removeprefix(arch.prefix)
             if bare not in infos:
                 moved[bare], infos[bare] = name, replace(infos[name], name=bare)

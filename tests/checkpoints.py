@@ -109,6 +109,12 @@ UNMAPPED: dict[str, dict[str, Any]] = {
     "modernbert": {"model_type": "modernbert", "num_key_value_heads": None, "local_attention": 16},
     "distilbert": {"model_type": "distilbert", "dim": 256, "hidden_dim": 512, "n_layers": 2, "n_heads": 4},
     "bart": {"model_type": "bart", **_BART},
+    "opt": {"model_type": "opt", "ffn_dim": 512, "word_embed_proj_dim": 256, "num_key_value_heads": None},
+    "gemma": {"model_type": "gemma", "head_dim": 64},
+    "olmo": {"model_type": "olmo", "tie_word_embeddings": False},
+    "phi": {"model_type": "phi", "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "smollm3": {"model_type": "smollm3", "pad_token_id": 0},
+    "bloom": {"model_type": "bloom", "n_layer": 2, "n_head": 4},
 }  # fmt: skip
 """Those that are made ONNX of alone."""
 POOLING = {"bert": "mean", "bert-cls": "cls"}

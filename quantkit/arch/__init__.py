@@ -139,6 +139,14 @@ UNMAPPED: Mapping[str, Architecture] = {
             "distilbert", "DistilBertModel", "encoder", "distilbert.", hidden_size="dim", num_hidden_layers="n_layers",
             num_attention_heads="n_heads", intermediate_size="hidden_dim",
         ),
+        _unmapped("opt", "OPTForCausalLM", "decoder", "", intermediate_size="ffn_dim"),
+        _unmapped(
+            "bloom", "BloomForCausalLM", "decoder", "transformer.", num_hidden_layers="n_layer", num_attention_heads="n_head",
+        ),
+        _unmapped("gemma", "GemmaForCausalLM", "decoder", ""),
+        _unmapped("olmo", "OlmoForCausalLM", "decoder", ""),
+        _unmapped("phi", "PhiForCausalLM", "decoder", ""),
+        _unmapped("smollm3", "SmolLM3ForCausalLM", "decoder", ""),
         _unmapped("bart", "BartForConditionalGeneration", "encoder-decoder", "model.", **_BART),
     )
 }  # fmt: skip

@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SETTINGS = "genai_config.json"
+WRONG = ("OlmoForCausalLM", "PhiForCausalLM")
+"""Whose graphs of onnxruntime-genai 0.18 part from transformers 5's models, by 0.9 and 0.003 of the logits' spread."""
 _OPTIONS = ["windowed_kv_cache=false"]  # whose cache only onnxruntime-genai can begin
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def build(snapshot: Snapshot) -> Graph:
-    """The float32 graph of a decoder. Raises UnsupportedError for one that the builder does not know."""
+    """The float32 graph of a decoder. Raises UnsupportedError for one that the builder does not know, or gets wrong."""
+    if _name(snapshot) in WRONG:
+        raise UnsupportedError(f"onnxruntime-genai's builder makes another model of {_name(snapshot)}")
     with _environment(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as place:
         return _build(snapshot, Path(place))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit import skeleton
 from quantkit.errors import InputError
 from quantkit.formats.carried import carried
 from quantkit.formats.carried import text as written
@@ -67,22 +68,26 @@ def plan(target: OnnxTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
     UnsupportedError for a model that has no graph, WeightError for one that its checkpoint does not hold."""
     folder = f"{re.sub(r'[^A-Za-z0-9.]+', '-', model.split('/')[-1]).strip('-.') or 'model'}-{target.name}"
     made = graphs.build(snapshot, filled=False)
+    if len(made) > 1 and target.layout == "transformers.js":
+        raise InputError(f"{target.name}: transformers.js wants one merged decoder, which is not made; use layout: plain")
     by_graph = [plan_rows(target, graph, snapshot) for graph in made]
     rows = tuple({row.name: row for some in by_graph for row in some}.values())
     stored, names = lay_out(rows), [f"{folder}/{file(target, graph)}" for graph in made]
     if inline(made, stored):
         files = [FilePlan(names[0], rows, len(assemble(made[0], rows, empty)))]
     else:
-        hold = external(data(names).rpartition("/")[2], stored)
+        hold = external(data(target, names).rpartition("/")[2], stored)
         sizes = [len(assemble(graph, some, hold)) for graph, some in zip(made, by_graph, strict=True)]
         files = [FilePlan(name, (), size) for name, size in zip(names, sizes, strict=True)]
-        files.append(FilePlan(data(names), rows, stored[-1].end))
+        files.append(FilePlan(data(target, names), rows, stored[-1].end))
     return TargetPlan(target, digest, tuple(files), bits_per_weight(rows))
 
 
-def data(graphs: Sequence[str]) -> str:
+def data(target: OnnxTarget, graphs: Sequence[str]) -> str:
     """The data file of these graphs: beside the one, or of several that share it."""
-    return f"{graphs[0]}{DATA}" if len(graphs) == 1 else f"{graphs[0].rpartition('/')[0]}/model.onnx{DATA}"
+    if len(graphs) > 1:
+        return f"{graphs[0].rpartition('/')[0]}/model.onnx{DATA}"
+    return f"{graphs[0]}_data" if target.layout == "transformers.js" else f"{graphs[0]}{DATA}"
 
 
 def file(target: OnnxTarget, graph: Graph) -> str:
@@ -99,7 +104,8 @@ def documents(target: OnnxTarget, snapshot: Snapshot) -> dict[str, str]:
     """What lies beside the graphs: file name -> text."""
     found, pooling = carried(snapshot), snapshot.config.get("pooling")
     if target.layout == "transformers.js":
-        config = json.loads(found["config.json"]) | {"transformers.js_config": {"use_external_data_format": False}}
+        apart = skeleton.kind(snapshot.config) == "decoder"
+        config = json.loads(found["config.json"]) | {"transformers.js_config": {"use_external_data_format": apart}}
         found["config.json"] = written(config)
     if pooling is not None:
         kinds = ("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")

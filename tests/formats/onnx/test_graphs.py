@@ -18,9 +18,10 @@ from quantkit.progress import silent
 from quantkit.targets import OnnxTarget
 from quantkit.values import CheckResult, Snapshot
 
-BUILT = ("llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3-long", "granite")
+BUILT = ("gemma", "smollm3", "llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3-long", "granite")
 REFUSED = ("qwen3_moe", "mixtral")
-EXPORTED = [name for name in DECODERS if name not in (*BUILT, *REFUSED)]
+UNMAPPED_DECODERS = [name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "decoder"]
+EXPORTED = [name for name in (*DECODERS, *UNMAPPED_DECODERS) if name not in (*BUILT, *REFUSED)]
 ENCODING = [*ENCODERS, *(name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "encoder")]
 ANSWERING = [*TRANSDUCERS, *(name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "encoder-decoder")]
 QUICK = ("gpt2", "bert", "roberta", "t5")
