@@ -1,0 +1,129 @@
+"""The codes inside a GGUF tensor's bytes: put there from outside, on scales that are there already.
+
+Every type here is affine: a weight is offset + step * code, alike for a group of columns. What offset and step are is asked of the
+type's own decoder, with all codes 0 and with all codes 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantkit.codecs.gguf import codecs
+from quantkit.values import F32, U8
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """What the codes of rows stand for: offsets + steps * code, code in 0..top; offsets, steps: float32 (rows, groups)."""
+
+    top: int
+    group: int  # columns
+    offsets: F32
+    steps: F32
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """put: writes codes, uint8 (n, block), into blocks, uint8 (n, block's bytes)."""
+
+    top: int
+    group: int
+    put: Callable[[U8, U8], None]
+
+
+def types() -> tuple[str, ...]:
+    """The types whose codes can be chosen."""
+    return tuple(_LAYOUTS)
+
+
+def lattice(kind: str, data: U8) -> Lattice:
+    """Of encoded rows, uint8 (n, row bytes)."""
+    layout, codec = _LAYOUTS[kind], codecs()[kind]
+    width = data.shape[1] // codec.block_bytes * codec.block
+    offsets = codec.decode(with_codes(kind, data, np.zeros((len(data), width), np.uint8)))[:, :: layout.group]
+    steps = codec.decode(with_codes(kind, data, np.ones((len(data), width), np.uint8)))[:, :: layout.group] - offsets
+    return Lattice(layout.top, layout.group, np.ascontiguousarray(offsets), steps)
+
+
+def with_codes(kind: str, data: U8, codes: U8) -> U8:
+    """Encoded rows (n, row bytes) with other codes (n, width), their scales as they are."""
+    layout, codec = _LAYOUTS[kind], codecs()[kind]
+    found = data.copy()
+    layout.put(found.reshape(-1, codec.block_bytes), codes.reshape(-1, codec.block))
+    return found
+
+
+def _nibbles(at: int) -> Callable[[U8, U8], None]:
+    """Q4_0, Q4_1: a byte holds code i below code 16 + i."""
+
+    def put(blocks: U8, codes: U8) -> None:
+        blocks[:, at : at + 16] = codes[:, :16] | codes[:, 16:] << 4
+
+    return put
+
+
+def _fifths(at: int) -> Callable[[U8, U8], None]:
+    """Q5_0, Q5_1: the same after four bytes of fifth bits."""
+
+    def put(blocks: U8, codes: U8) -> None:
+        blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")
+        blocks[:, at + 4 : at + 20] = codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4
+
+    return put
+
+
+def _bytes(blocks: U8, codes: U8) -> None:
+    """Q8_0: signed bytes, of which code 0 is the least."""
+    blocks[:, 2:34] = codes ^ 128
+
+
+def _q2_k(blocks: U8, codes: U8) -> None:
+    blocks[:, 16:80] = _pairs(codes).reshape(-1, 64)
+
+
+def _q3_k(blocks: U8, codes: U8) -> None:
+    parts = codes.reshape(-1, 8, 32) >> 2
+    blocks[:, :32] = (parts << np.arange(8, dtype=np.uint8)[:, None]).sum(1, dtype=np.uint8)
+    blocks[:, 32:96] = _pairs(codes & 3).reshape(-1, 64)
+
+
+def _q4_k(blocks: U8, codes: U8) -> None:
+    pairs = codes.reshape(-1, 4, 2, 32)
+    blocks[:, 16:144] = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+
+
+def _q5_k(blocks: U8, codes: U8) -> None:
+    pairs, fifths = codes.reshape(-1, 4, 2, 32) & 15, codes.reshape(-1, 8, 32) >> 4
+    blocks[:, 16:48] = (fifths << np.arange(8, dtype=np.uint8)[:, None]).sum(1, dtype=np.uint8)
+    blocks[:, 48:176] = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+
+
+def _q6_k(blocks: U8, codes: U8) -> None:
+    parts = codes.reshape(-1, 2, 4, 32)
+    low = parts & 15
+    blocks[:, :128] = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(-1, 128)
+    blocks[:, 128:192] = _pairs(codes >> 4).reshape(-1, 64)
+
+
+def _pairs(codes: U8) -> U8:
+    """Codes of 2 bits (n, 256) in bytes (n, 2, 32): of each half four parts of 32, the first lowest."""
+    parts = codes.reshape(-1, 2, 4, 32)
+    found: U8 = (parts << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(2, dtype=np.uint8)
+    return found
+
+
+_LAYOUTS: Mapping[str, _Layout] = {
+    "Q4_0": _Layout(15, 32, _nibbles(2)),
+    "Q4_1": _Layout(15, 32, _nibbles(4)),
+    "Q5_0": _Layout(31, 32, _fifths(2)),
+    "Q5_1": _Layout(31, 32, _fifths(4)),
+    "Q8_0": _Layout(255, 32, _bytes),
+    "Q2_K": _Layout(3, 16, _q2_k),
+    "Q3_K": _Layout(7, 16, _q3_k),
+    "Q4_K": _Layout(15, 32, _q4_k),
+    "Q5_K": _Layout(31, 32, _q5_k),
+    "Q6_K": _Layout(63, 16, _q6_k),
+}
