@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from quantkit.engines import (
 from quantkit.errors import SourceError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.onnx import dynamic, graphs, layout, reader, writer
+from quantkit.formats.onnx.graph import Graph
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Found, Reference
@@ -75,10 +76,11 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
     """Every check of one folder."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
-    with _float_graph(job, plan.onnx) as original:
+    made = graphs.build(job.snapshot)
+    with _float_graph(job, plan.onnx, made) as original:
         what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
         same = likeness.check(original.snapshot, original.path, threads=job.threads, what=what)
-        sound, errors = _integrity(job, plan, artefact)
+        sound, errors = _integrity(job, plan, artefact, made)
         if "fail" in (same.verdict, sound.verdict):  # of another model, or not what was planned: no figure would mean a thing
             return Found((same, sound), errors)
         good = _quality(job, artefact.path, reference, gates)
@@ -136,28 +138,34 @@ class _Float:
 
 
 @contextmanager
-def _float_graph(job: Job, target: OnnxTarget) -> Iterator[_Float]:
+def _float_graph(job: Job, target: OnnxTarget, made: Sequence[Graph]) -> Iterator[_Float]:
     whole = 4 * job.snapshot.parameters()
     fits = 3 * whole < machine.memory_bytes() and whole < 0.9 * planning.free_disk(job.work)
-    snapshot = job.snapshot if fits else baseline.first_layers(job.snapshot)
     with workspace.temporary(job.work) as place:
-        path = _write(job, FLOAT, snapshot, place / "float")
         if fits:
-            yield _Float(path, snapshot, "float32 graph of the same weights", None)
+            path = _write(job, FLOAT, job.snapshot, place / "float", made)
+            yield _Float(path, job.snapshot, "float32 graph of the same weights", None)
         else:
+            cut = baseline.first_layers(job.snapshot)
+            few = graphs.build(cut)
+            path, beside = (_write(job, each, cut, place / name, few) for each, name in ((FLOAT, "float"), (target, "cut")))
             label = f"float32 graph of the first {baseline.CUT_LAYERS} layers, beside those layers as this type"
-            yield _Float(path, snapshot, label, _write(job, target, snapshot, place / "cut"))
+            yield _Float(path, cut, label, beside)
 
 
-def _write(job: Job, target: OnnxTarget, snapshot: Snapshot, place: Path) -> Path:
+def _write(job: Job, target: OnnxTarget, snapshot: Snapshot, place: Path, made: Sequence[Graph]) -> Path:
     place.mkdir()
-    plan = layout.plan(target, "", snapshot, "original")
+    plan = layout.plan(target, "", snapshot, "original", made)
     progress = job.labelled("(baseline)").progress
-    return writer.write(plan, snapshot, place, importance={}, solved=None, threads=job.threads, progress=progress).path
+    artefact = writer.write(
+        plan, snapshot, place, importance={}, solved=None, threads=job.threads, progress=progress, made=made
+    )
+    return artefact.path
 
 
-def _integrity(job: Job, plan: TargetPlan, artefact: Artefact) -> tuple[CheckResult, Mapping[str, float]]:
-    made = graphs.build(job.snapshot)
+def _integrity(
+    job: Job, plan: TargetPlan, artefact: Artefact, made: Sequence[Graph]
+) -> tuple[CheckResult, Mapping[str, float]]:
     deferred = {name: each for graph in reversed(made) for name, each in graph.deferred.items()}
     turned = {row.name for row in plan.rows if row.type != "F32"} & set().union(
         *(layout.transposed(graph.model) for graph in made)

@@ -63,11 +63,14 @@ Hold = Callable[[Stored], Any]
 """hold(stored): the onnx_ir tensor that the graph gets for it."""
 
 
-def plan(target: OnnxTarget, digest: str, snapshot: Snapshot, model: str) -> TargetPlan:
-    """The plan of a folder, files within it as "<folder>/<file>". Raises InputError for rules that match nothing,
-    UnsupportedError for a model that has no graph, WeightError for one that its checkpoint does not hold."""
+def plan(target: OnnxTarget, digest: str, snapshot: Snapshot, model: str, made: Sequence[Graph] | None = None) -> TargetPlan:
+    """The plan of a folder, files within it as "<folder>/<file>". made: the graphs, where they are there.
+
+    Raises InputError for rules that match nothing, UnsupportedError for a model that has no graph, WeightError for one that
+    its checkpoint does not hold.
+    """
     folder = f"{re.sub(r'[^A-Za-z0-9.]+', '-', model.split('/')[-1]).strip('-.') or 'model'}-{target.name}"
-    made = graphs.build(snapshot, filled=False)
+    made = made or graphs.build(snapshot, filled=False)
     if len(made) > 1 and target.layout == "transformers.js":
         raise InputError(f"{target.name}: transformers.js wants one merged decoder, which is not made; use layout: plain")
     by_graph = [plan_rows(target, graph, snapshot) for graph in made]

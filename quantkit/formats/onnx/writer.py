@@ -38,17 +38,19 @@ def write(
     solved: Solved | None,
     threads: int,
     progress: Progress,
+    made: Sequence[Graph] | None = None,
 ) -> Artefact:
     """Write the plan's folder into `folder`, every file under a temporary name until it is whole. The same bytes on every run.
 
-    importance: of the checkpoint's matrices, by their names. solved: codes that were chosen for them already. Raises
-    ResourceError when the disk is full, WeightError for weights that are not finite.
+    importance: of the checkpoint's matrices, by their names. solved: codes that were chosen for them already. made: the
+    graphs, where they are there, with their weights. Raises ResourceError when the disk is full, WeightError for weights that
+    are not finite.
     """
     started = time.perf_counter()
     memory.reset_peak()
     place = folder / Path(plan.file).parts[0]
     written: list[Written] = []
-    made = graphs.build(snapshot)
+    made = made or graphs.build(snapshot)
     texts = layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
     values = [_Values(graph, layout.transposed(graph.model), importance, solved) for graph in made]
     with ThreadPoolExecutor(threads) as pool:

@@ -24,7 +24,7 @@ UNMAPPED_DECODERS = [name for name, settings in UNMAPPED.items() if arch.find(se
 EXPORTED = [name for name in (*DECODERS, *UNMAPPED_DECODERS) if name not in (*BUILT, *REFUSED)]
 ENCODING = [*ENCODERS, *(name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "encoder")]
 ANSWERING = [*TRANSDUCERS, *(name for name, settings in UNMAPPED.items() if arch.find(settings).kind == "encoder-decoder")]
-QUICK = ("gpt2", "bert", "roberta", "t5")
+QUICK = ("gpt2", "bert", "roberta")
 
 
 def slow(names: list[str]) -> list[Any]:
