@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from quantkit.job import Job
 from quantkit.manifest import FileRecord, ImportanceRecord
 from quantkit.planning import TargetPlan
 from quantkit.targets import GgufTarget
-from quantkit.values import Artefact, Importance, Written
+from quantkit.values import U8, Artefact, Importance, Written
 from quantkit.version import __version__
 
 
@@ -46,10 +46,14 @@ def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     return _importance(dict(np.load(path)))
 
 
-def write(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
-    """The planned files, made now."""
+def write(
+    job: Job, plan: TargetPlan, observed: Mapping[str, Importance], solved: Mapping[str, Callable[[], U8]] | None = None
+) -> Artefact:
+    """The planned files, made now. solved: see `writer.write`."""
     weighed = importance_of(job, plan.gguf, observed)
-    return writer.write(plan, job.snapshot, job.work, importance=weighed, threads=job.threads, progress=job.progress)
+    return writer.write(
+        plan, job.snapshot, job.work, importance=weighed, solved=solved or {}, threads=job.threads, progress=job.progress
+    )
 
 
 _FIELDS = ("squares", "means", "counts")
@@ -101,14 +105,21 @@ def write_importance(job: Job, observed: Mapping[str, Importance]) -> Importance
     )
 
 
-def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Artefact:
-    """The planned file, or the same one of an earlier run."""
+def make(
+    job: Job,
+    plan: TargetPlan,
+    observed: Mapping[str, Importance],
+    solved: Mapping[str, Callable[[], U8]] | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> Artefact:
+    """The planned file, or the same one of an earlier run. solved: see `writer.write`; digests: of these."""
     weighed = importance_of(job, plan.gguf, observed)
     made_from = workspace.key(
         rows=plan.rows,
         metadata=layout.metadata(plan.gguf, plan.digest, job.snapshot),
         quantkit=__version__,
         importance=digest_of(weighed),
+        codes=digests,
     )
     kept = [workspace.recall(job.work / file.name, made_from) for file in plan.files]
     if all(kept):
@@ -118,7 +129,7 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Arte
             if record is not None
         )
         return Artefact(plan.name, files, plan.rows, **(kept[0] or {})["facts"])
-    artefact = write(job, plan, observed)
+    artefact = write(job, plan, observed, solved)
     facts = {"seconds": artefact.seconds, "peak_rss_bytes": artefact.peak_rss_bytes}
     for written in artefact.files:
         workspace.remember(written.path, made_from, sha256=written.sha256, **facts)

@@ -92,7 +92,9 @@ def _make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes:
         return solving.make(job, plan, codes[plan.name])
     if plan.target.format == "onnx":
         return serving.make(job, plan, observed, codes.get(plan.name))
-    return making.make(job, plan, observed)
+    if plan.name not in codes:
+        return making.make(job, plan, observed)
+    return making.make(job, plan, observed, *solving.stored(plan, codes[plan.name]))
 
 
 def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULTS) -> Plan:

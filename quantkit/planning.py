@@ -47,9 +47,7 @@ class TargetPlan:
     @property
     def gptq(self) -> GptqTarget:
         """The target of a GPTQ plan, or of one whose codes its engine chooses."""
-        target = self.target.solver if isinstance(self.target, OnnxTarget) else self.target
-        assert isinstance(target, GptqTarget)
-        return target
+        return self.target if isinstance(self.target, GptqTarget) else self.target.solver
 
     @property
     def onnx(self) -> OnnxTarget:
@@ -60,7 +58,7 @@ class TargetPlan:
     @property
     def solved(self) -> bool:
         """Whether GPTQ's engine chooses its codes."""
-        return self.target.format == "gptq" or (isinstance(self.target, OnnxTarget) and self.target.codes == "gptq")
+        return isinstance(self.target, GptqTarget) or self.target.codes == "gptq"
 
     @property
     def file(self) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from quantkit import calibrating, modules, skeleton, walk, workspace
+from quantkit.codecs import codes as stored_codes
+from quantkit.codecs.gguf import codecs
 from quantkit.errors import ResourceError, WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
@@ -32,6 +35,7 @@ from quantkit.values import F32, U8, Artefact, Inputs, Row, Written
 from quantkit.version import __version__
 
 FEW = 128  # tokens
+HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Record:
     dead_columns: int
     loss: float
     codes: str  # sha256
+    kept: str = "gptq"  # or "search", where its codes did better on inputs held out
+    held_out: tuple[float, float] = (-1.0, -1.0)  # relative output errors there, of gptq's codes and of the search's
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,10 @@ class Codes:
             return None
         found = {key.rpartition(".")[2]: array for key, array in self.read(name).items()}
         return found["codes"], found["scales"], found["zeros"]
+
+    def stored(self, name: str) -> U8 | None:
+        """A matrix as its GGUF type's bytes (rows, row bytes); None of one that was not to be solved."""
+        return next(iter(self.read(name).values())) if self.holds(name) else None
 
     def record(self, name: str) -> Record:
         from safetensors import safe_open
@@ -146,9 +156,19 @@ def _key(job: Job, plan: TargetPlan, digests: Mapping[str, str]) -> str:
 
 
 def quantised(plan: TargetPlan) -> list[Row]:
-    """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself."""
+    """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself; of a GGUF file those of
+    the layers and the head that are one whole tensor of the checkpoint each."""
     if plan.target.format == "gptq":
         return [row for row in plan.rows if layout.of_type(row.type) is not None]
+    if plan.target.format == "gguf":
+        sources = Counter(row.source for row in plan.rows)
+        rows = [row for row in plan.rows if row.source and row.type in stored_codes.types() and sources[row.source] == 1]
+        whole = [row for row in rows if "*" not in str(row.source)]
+        return [
+            replace(row, name=str(row.source))
+            for row in whole
+            if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD
+        ]
     found = []
     for row in plan.rows:
         settings = schemes.of_type(row.type)
@@ -190,16 +210,17 @@ class _Solver:
         parts = {name: self._parts(name, weight) for name, weight in weights.items()}
         if not any(stored in rows for found in parts.values() for stored, _ in found):
             return {}
-        factor = self._factor(next(iter(weights)), inputs)
-        tokens = sum(len(x) for x in inputs)
-        shift = self._correction(next(iter(weights)), inputs, factor) if tokens >= FEW else None
+        seen, held = self._split(inputs)
+        factor = self._factor(next(iter(weights)), seen)
+        tokens = sum(len(x) for x in seen)
+        shift = self._correction(next(iter(weights)), seen, factor) if tokens >= FEW else None
         replaced = {}
         for name, found in parts.items():
             weight = weights[name].copy()
             for stored, part in found:
                 if stored in rows:
                     aim = weight[part] if shift is None else weight[part] + hessian.multiply(weight[part], shift, self.pool)
-                    weight[part] = self._solve(rows[stored], aim, factor, tokens)
+                    weight[part] = self._solve(rows[stored], aim, factor, tokens, held)
             replaced[name] = weight
         return replaced
 
@@ -215,8 +236,8 @@ class _Solver:
         experts = {part for parts in self.view.experts.values() for expert in parts for part in expert}
         for row in quantised(self.plan):
             if row.name == layout.HEAD:
-                inputs = list(hidden)
-                self._solve(row, self._read(row), self._factor(row.name, inputs), sum(map(len, inputs)))
+                seen, held = self._split(list(hidden))
+                self._solve(row, self._read(row), self._factor(row.name, seen), sum(map(len, seen)), held)
             elif not self.codes.holds(row.name):
                 if row.name not in experts:
                     raise ResourceError(
@@ -244,19 +265,28 @@ class _Solver:
             row += count
         return found
 
+    def _split(self, inputs: Inputs) -> tuple[Inputs, Inputs]:
+        """Those that codes are chosen by, and of a GGUF file those that they are judged by."""
+        if self.plan.target.format != "gguf" or len(inputs) < 2:
+            return inputs, []
+        count = len(inputs) - max(1, len(inputs) // HELD_OUT)
+        return _Part(inputs, 0, count), _Part(inputs, count, len(inputs))
+
     def _factor(self, name: str, inputs: Inputs) -> hessian.Factor:
         try:
             return hessian.factor(inputs, self.plan.gptq.damp, self.pool)
         except WeightError as error:
             raise WeightError(f"{name}: {error}") from error
 
-    def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int) -> F32:
+    def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs = ()) -> F32:
         """Codes of a row's matrix (out, in), packed and spilled; returns what they stand for."""
-        chosen, target = layout.of_type(row.type), self.plan.gptq
-        assert chosen is not None
         weight = np.ascontiguousarray(weight)
         if (bad := first_nonfinite_row(weight)) >= 0:
             raise WeightError(f"{row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
+        if self.plan.target.format == "gguf":
+            return self._solve_stored(row, weight, factor, tokens, held)
+        chosen, target = layout.of_type(row.type), self.plan.gptq
+        assert chosen is not None
         if (greatest := float(np.abs(weight).max())) > (limit := gptq.limit(chosen.bits)):
             raise WeightError(
                 f"{row.name}: a weight of {greatest:g} is beyond {limit:g}, the greatest that a float16 scale of "
@@ -279,6 +309,55 @@ class _Solver:
         self.codes.write(row.name, _packed(self.plan, row.name, solved), record)
         return solved.weights()
 
+    def _solve_stored(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs) -> F32:
+        """The same on the scales of a GGUF type, by the search that weighs columns; kept only where inputs that were held out
+        say that it is better than the search's own codes."""
+        codec = codecs()[row.type]
+        squares = factor.diagonal / np.float32(max(tokens, 1))
+        searched = codec.encode(weight, squares)
+        best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
+        if tokens >= FEW:
+            grid = stored_codes.lattice(row.type, searched)
+            chosen, lost = gptq.choose(weight, grid.steps, grid.offsets, grid.group, grid.top, factor, self.pool)
+            solved = stored_codes.with_codes(row.type, searched, chosen)
+            pair = [weight - codec.decode(data) for data in (solved, searched)]
+            output = hessian.outputs(weight, held, self.pool) or 1.0
+            ours, theirs = (hessian.outputs(each, held, self.pool) / output for each in pair)
+            errors, loss = (ours, theirs), lost / hessian.energy(weight, factor, self.pool)
+            if ours <= theirs:
+                best, kept = solved, "gptq"
+        record = Record(
+            tokens=tokens,
+            damping=factor.damping,
+            dead_columns=len(factor.dead),
+            loss=loss,
+            codes=hashlib.sha256(best.tobytes()).hexdigest(),
+            kept=kept,
+            held_out=errors,
+        )
+        self.codes.write(row.name, {f"{row.name.removesuffix('.weight')}.bytes": best}, record)
+        return codec.decode(best)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Inputs [start, stop) of others."""
+
+    whole: Inputs
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int, /) -> F32:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.whole[self.start + index]
+
+    def __iter__(self) -> Iterator[F32]:
+        return (self[index] for index in range(len(self)))
+
 
 def _packed(plan: TargetPlan, name: str, solved: gptq.Solved) -> dict[str, np.ndarray[Any, Any]]:
     """The tensors that are left on disk of a matrix: those of the checkpoint, or the plain arrays for other formats."""
@@ -287,6 +366,21 @@ def _packed(plan: TargetPlan, name: str, solved: gptq.Solved) -> dict[str, np.nd
     arrays: dict[str, np.ndarray[Any, Any]]
     arrays = {"codes": solved.codes, "scales": solved.grid.scales, "zeros": solved.grid.zeros}
     return {f"{name.removesuffix('.weight')}.{part}": array for part, array in arrays.items()}
+
+
+def stored(plan: TargetPlan, codes: Codes) -> tuple[dict[str, Callable[[], U8]], dict[str, str]]:
+    """Of a GGUF plan: tensor name -> its bytes when they are asked for, and their sha256."""
+    names = {row.source: row.name for row in plan.rows}
+    found = {names[row.source]: row.name for row in quantised(plan)}
+
+    def read(name: str) -> U8:
+        data = codes.stored(name)
+        assert data is not None
+        return data
+
+    return {name: partial(read, source) for name, source in found.items()}, {
+        name: codes.record(source).codes for name, source in found.items()
+    }
 
 
 def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:

@@ -75,6 +75,10 @@ class GgufTarget(_Strict):
     imatrix: bool | str = Field(
         False, description="weight the errors by activations: true for the calibration text's, or an imatrix file's path"
     )
+    codes: Literal["search", "gptq"] = Field(
+        "search", description="gptq: codes of the layers' matrices by GPTQ's engine, on the calibration text"
+    )
+    quality: Literal["standard", "high"] = Field("standard", description="of codes: gptq, as of a target gptq")
     rules: tuple[TypeRule, ...] = Field((), description="types for tensors by name; the first match counts")
     output: TensorType | None = Field(None, description="type of the output head, or of the embedding that serves as it")
     token_embd: TensorType | None = Field(None, description="type of the token embedding")
@@ -113,7 +117,7 @@ class GgufTarget(_Strict):
 
     @property
     def name(self) -> str:
-        return f"gguf-{self.label}" + ("-imatrix" if self.imatrix else "")
+        return f"gguf-{self.label}" + ("-gptq" if self.codes == "gptq" else "") + ("-imatrix" if self.imatrix else "")
 
     def budget(self, weights: int) -> int | None:
         """Most bytes that the file of a model of so many weights may have; None where the type decides."""
@@ -121,8 +125,13 @@ class GgufTarget(_Strict):
 
     @property
     def calibrated(self) -> bool:
-        """Whether its importance comes from the recipe's calibration."""
-        return self.imatrix is True
+        """Whether its importance or its codes come from the recipe's calibration."""
+        return self.imatrix is True or self.codes == "gptq"
+
+    @property
+    def solver(self) -> GptqTarget:
+        """The settings of GPTQ's engine, which chooses codes on each type's own scales."""
+        return GptqTarget(format="gptq", quality=self.quality)
 
 
 class GptqRule(_Strict):

@@ -1,7 +1,7 @@
 """The codes inside a GGUF tensor's bytes: put there from outside, on scales that are there already.
 
-Every type here is affine: a weight is offset + step * code, alike for a group of columns. What offset and step are is asked of the
-type's own decoder, with all codes 0 and with all codes 1.
+Every type here is affine: a weight is offset + step * code, alike for a group of columns. What offset and step are is asked of
+the type's own decoder, with all codes 0 and with all codes 1.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _q2_k(blocks: U8, codes: U8) -> None:
 def _q3_k(blocks: U8, codes: U8) -> None:
     parts = codes.reshape(-1, 8, 32) >> 2
     blocks[:, :32] = (parts << np.arange(8, dtype=np.uint8)[:, None]).sum(1, dtype=np.uint8)
-    blocks[:, 32:96] = _pairs(codes & 3).reshape(-1, 64)
+    blocks[:, 32:96] = _pairs(np.bitwise_and(codes, np.uint8(3))).reshape(-1, 64)
 
 
 def _q4_k(blocks: U8, codes: U8) -> None:
@@ -105,7 +105,7 @@ def _q6_k(blocks: U8, codes: U8) -> None:
     parts = codes.reshape(-1, 2, 4, 32)
     low = parts & 15
     blocks[:, :128] = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(-1, 128)
-    blocks[:, 128:192] = _pairs(codes >> 4).reshape(-1, 64)
+    blocks[:, 128:192] = _pairs(np.right_shift(codes, np.uint8(4))).reshape(-1, 64)
 
 
 def _pairs(codes: U8) -> U8:

@@ -107,21 +107,30 @@ def fit(weight: F32, importance: F32, *, bits: int, group: int, symmetric: bool,
 
 
 def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
-    """Codes of weight (rows, width) on a grid, by the factor of its inputs' H. Threads of `pool` take slabs of rows: torch must
-    be set to one thread."""
+    """Codes of weight (rows, width) on a grid, as `choose` does."""
+    offsets = -chosen.scales * chosen.zeros
+    codes, loss = choose(weight, chosen.scales, offsets, chosen.group, 2**chosen.bits - 1, factor, pool)
+    return Solved(chosen, codes, loss)
+
+
+def choose(weight: F32, steps: F32, offsets: F32, group: int, highest: int, factor: Factor, pool: Executor) -> tuple[U8, float]:
+    """Codes 0..highest, uint8 (rows, width), of weight (rows, width) where a code stands for offset + step * code, and the
+    error of the output, tr(E H E^T), by the factor of its inputs' H. steps, offsets: (rows, groups of `group` columns).
+
+    Threads of `pool` take slabs of rows: torch must be set to one thread.
+    """
     import torch
 
     codes = np.empty(weight.shape, np.uint8)
     losses = np.zeros(len(weight), np.float64)
-    groups = (factor.order // chosen.group).astype(np.int64)
-    top = np.float32(2**chosen.bits - 1)
+    groups = (factor.order // group).astype(np.int64)
+    top = np.float32(highest)
     width = weight.shape[1]
 
     def one(start: int) -> None:
         part = slice(start, start + SLAB)
         ordered = np.ascontiguousarray(weight[part][:, factor.order])
         errors, found = np.zeros_like(ordered), np.empty(ordered.shape, np.uint8)
-        zeros = chosen.zeros[part].astype(np.float32)
         for first in reversed(range(0, width, BLOCK)):
             stop = min(first + BLOCK, width)
             carried = np.zeros((len(ordered), stop - first), np.float32)
@@ -131,14 +140,14 @@ def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
                 below = torch.from_numpy(lower)[stop - at :]
                 torch.mm(torch.from_numpy(errors)[:, stop:], below, out=torch.from_numpy(carried))
             triangle = np.ascontiguousarray(lower[first - at : stop - at].T)
-            block = (ordered[:, first:stop], carried, triangle, groups[first:stop], chosen.scales[part], zeros, top)
+            block = (ordered[:, first:stop], carried, triangle, groups[first:stop], steps[part], offsets[part], top)
             round_block(*block, errors[:, first:stop], found[:, first:stop], losses[part])
         back = np.empty_like(found)
         back[:, factor.order] = found
         codes[part] = back
 
     _over_slabs(pool, len(weight), one)
-    return Solved(chosen, codes, float(losses.sum()))
+    return codes, float(losses.sum())
 
 
 def nearest(weight: F32, chosen: Grid) -> U8:
@@ -157,11 +166,12 @@ def _over_slabs(pool: Executor, rows: int, one: Callable[[int], Any]) -> None:
 
 
 @kernel
-def round_block(weight, carried, upper, groups, scales, zeros, top, errors, codes, losses):
+def round_block(weight, carried, upper, groups, steps, offsets, top, errors, codes, losses):
     """Choose the codes of a block of columns from its last to its first, all float32 but uint8 codes.
 
     weight, carried, errors, codes: (rows, n), carried the sum of L_ji e_j over the columns that are done; upper: L^T's block
-    (n, n); groups: (n,) int64, the group of each column; scales, zeros: (rows, groups); losses: float64 (rows,), added to.
+    (n, n); groups: (n,) int64, the group of each column; steps, offsets: (rows, groups), a step of 0 has one value for all
+    codes; losses: float64 (rows,), added to.
     """
     count = weight.shape[1]
     for row in range(weight.shape[0]):
@@ -173,9 +183,9 @@ def round_block(weight, carried, upper, groups, scales, zeros, top, errors, code
             for j in range(later.size):
                 total += later[j] * done[j]
             ideal = weight[row, i] + total / upper[i, i]
-            scale, zero = scales[row, groups[i]], zeros[row, groups[i]]
-            code = min(max(np.rint(ideal / scale) + zero, _ZERO), top)
-            value = scale * (code - zero)
+            step, offset = steps[row, groups[i]], offsets[row, groups[i]]
+            code = min(max(np.rint((ideal - offset) / step), _ZERO), top) if step != _ZERO else _ZERO
+            value = offset + step * code
             codes[row, i] = np.uint8(code)
             errors[row, i] = weight[row, i] - value
             missed = upper[i, i] * (ideal - value)

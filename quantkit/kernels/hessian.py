@@ -138,6 +138,25 @@ def energy(weight: F32, factor: Factor, pool: Executor) -> float:
     return sum(pool.map(one, range(0, len(weight), PANEL))) or 1.0
 
 
+def outputs(weight: F32, inputs: Inputs, pool: Executor) -> float:
+    """The energy of what weight (rows, width) makes of `inputs`: the sum of |W x|^2."""
+    import torch
+
+    def one(start: int) -> float:
+        total = 0.0
+        with torch.no_grad():
+            part = torch.from_numpy(np.ascontiguousarray(weight[start : start + PANEL])).T
+            for x in given:
+                total += float(torch.mm(torch.from_numpy(x), part).double().square().sum())
+        return total
+
+    total = 0.0
+    for index in range(len(inputs)):
+        given = [inputs[index]]
+        total += sum(pool.map(one, range(0, len(weight), PANEL)))
+    return total
+
+
 def _accumulate(inputs: Inputs, order: NDArray[np.intp], pool: Executor) -> list[torch.Tensor]:
     """The panels of the sum of x^T x, columns in `order`, float32; what lies above the diagonal within one means nothing."""
     import torch

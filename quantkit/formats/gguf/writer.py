@@ -38,10 +38,12 @@ def write(
     importance: Mapping[str, Importance],
     threads: int,
     progress: Progress,
+    solved: Mapping[str, Callable[[], U8]] | None = None,
 ) -> Artefact:
     """Write the files of `plan` into `folder`, under temporary names until all of them are whole.
 
-    importance: GGUF name -> what calibration saw of a tensor's input, for those that have it. The
+    importance: GGUF name -> what calibration saw of a tensor's input, for those that have it. solved: GGUF name -> the bytes
+    of a tensor whose codes were chosen already, rows in the checkpoint's order. The
     bytes depend neither on `threads` nor on the folder. Raises WeightError, naming tensor and row, for NaN, infinity and
     what the type cannot hold; ResourceError when the disk is full.
     """
@@ -63,7 +65,7 @@ def write(
             mine = splitting.part_pairs(pairs, number, count, len(plan.rows))
             writer = splitting.open_writer(temporary, mine, file.rows, architecture)
             try:
-                _write_tensors(writer, file.rows, snapshot, importance, threads, advance)
+                _write_tensors(writer, file.rows, snapshot, importance, solved or {}, threads, advance)
             finally:
                 writer.close()
     return Artefact(
@@ -94,6 +96,7 @@ def _write_tensors(
     rows: Sequence[Row],
     snapshot: Snapshot,
     importance: Mapping[str, Importance],
+    solved: Mapping[str, Callable[[], U8]],
     threads: int,
     advance: Callable[[int], None],
 ) -> None:
@@ -112,6 +115,8 @@ def _write_tensors(
             for row in rows:
                 if row.source is None:
                     ahead.append(_Tensor(row, extra[row.name].reshape(1, -1).view(np.uint8), None, ()))
+                elif row.name in solved:
+                    ahead.append(_Tensor(row, solved[row.name](), placed[row.name], ()))
                 else:
                     ahead.append(_encode(row, placed[row.name], snapshot.weights, importance.get(row.name), pool))
                 while len(ahead) > 1 and sum(tensor.row.nbytes for tensor in ahead) > LOOKAHEAD_BYTES:
