@@ -6,8 +6,10 @@ llama-perplexity's protocol against the original, which is walked in float32. kl
 error of the difference (paired by chunk); time_ratio is theirs / ours, and theirs does not count the F16 file that it starts
 from.
 
+Rows of codes gptq are whole runs (walk and all) in a process of their own, calibrated on the same 32,768 tokens.
+
     python benchmarks/bench_gguf.py [--quick] [--text FILE] [--calibration FILE] [--models smollm2 smollm2-rot768]
-                                    [--types Q4_K_M ...] [--work FOLDER]
+                                    [--types Q4_K_M ...] [--codes search gptq] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import ctypes
 import json
 import math
 import pickle
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +30,10 @@ from typing import Any
 
 import llama_cpp as library
 import numpy as np
-from models import open_model
+from models import SMOLLM2, open_model
 from numpy.typing import NDArray
 
-from quantkit import heads, walk, workspace
+from quantkit import heads, memory, pipeline, recipe_file, walk, workspace
 from quantkit.calibration import corpus, importance
 from quantkit.calibration.corpus import Sequences
 from quantkit.checks import scoring
@@ -39,6 +42,7 @@ from quantkit.checks.verdict import estimate
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE
+from quantkit.pipeline import Options
 from quantkit.progress import silent
 from quantkit.source import text as texts
 from quantkit.targets import GgufTarget
@@ -126,8 +130,42 @@ def score(path: Path, given: Subject) -> Scores:
         runner.close()
 
 
-def measure(model: str, given: Subject, kind: str, weighed: Mapping[str, Importance], base: Path, work: Path) -> dict[str, Any]:
-    ours, theirs = write(given.snapshot, kind, work, weighed), work / "theirs.gguf"
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A file of ours and what it took."""
+
+    path: Path
+    nbytes: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+def solve(uri: str, kind: str, calibration: Path, tokens: int, work: Path) -> Made:
+    """A file with codes of GPTQ's engine, made as `quantkit run` makes it without checks."""
+    target = {"format": "gguf", "type": kind, "codes": "gptq", "imatrix": True}
+    given = {"text": str(calibration), "tokens": tokens, "length": 512}
+    document = json.dumps({"source": uri, "targets": [target], "calibration": given, "checks": False})
+    command = [sys.executable, __file__, "--make", document, "--work", str(work)]
+    child = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(child.stdout.splitlines()[-1])
+    return Made(Path(found["path"]), found["bytes"], found["seconds"], found["peak_rss_bytes"])
+
+
+def make(document: str, work: Path) -> dict[str, Any]:
+    """In a process of its own: the file of a recipe, its clock started after imports."""
+    recipe = recipe_file.parse(document, "bench", "the benchmark")
+    memory.reset_peak()
+    began = time.perf_counter()
+    manifest = pipeline.convert(recipe, Options(work_dir=work, threads=THREADS, force=True), silent)
+    seconds, path = time.perf_counter() - began, work / "bench" / manifest.targets[0].file
+    return {"path": str(path), "bytes": path.stat().st_size, "seconds": seconds, "peak_rss_bytes": memory.peak()}
+
+
+def measure(
+    model: str, given: Subject, kind: str, weighed: Mapping[str, Importance], base: Path, work: Path, solved: Made | None = None
+) -> dict[str, Any]:
+    """One row; of the file `solved`, or of one whose codes are searched."""
+    ours, theirs = solved or write(given.snapshot, kind, work, weighed), work / "theirs.gguf"
     seconds = quantize(base, theirs, kind, weighed)
     one, other = score(ours.path, given), score(theirs, given)
     kld, their_kld, difference = estimate(one.kld), estimate(other.kld), estimate(one.kld - other.kld)
@@ -135,7 +173,7 @@ def measure(model: str, given: Subject, kind: str, weighed: Mapping[str, Importa
         "model": model,
         "type": kind,
         "imatrix": bool(weighed),
-        "codes": "search",
+        "codes": "gptq" if solved else "search",
         "bytes": ours.nbytes,
         "llamacpp_bytes": theirs.stat().st_size,
         "kld": round(kld.mean, 5),
@@ -168,8 +206,14 @@ def main() -> None:
     parser.add_argument("--calibration", default=default("wikitext2-valid.txt"))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--types", nargs="+", default=list(TYPES))
+    parser.add_argument("--codes", nargs="+", default=["search", "gptq"], choices=["search", "gptq"])
+    parser.add_argument("--tokens", type=int, default=CALIBRATION * 512, help="of calibration for codes gptq")
     parser.add_argument("--work", type=Path, help="keep the models and the walks here")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.make:
+        print(json.dumps(make(given.make, given.work)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         work = given.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
@@ -182,7 +226,12 @@ def main() -> None:
             base = write(of.snapshot, "F16", work, {}).path
             for kind in given.types:
                 for weighed in (of.importance,) if given.quick else (of.importance, {}):
-                    rows.append(measure(model, of, kind, weighed, base, work))
+                    if "search" in given.codes:
+                        rows.append(measure(model, of, kind, weighed, base, work))
+                if "gptq" in given.codes:
+                    uri = SMOLLM2 if model == "smollm2" else str(work / model)
+                    made = solve(uri, kind, calibration.path, given.tokens, work)
+                    rows.append(measure(model, of, kind, of.importance, base, work, made))
             base.unlink()
     named = {"text": text.name, "text_sha256": text.sha256, "calibration": calibration.name}
     print(json.dumps({"bench": "gguf", **named, "calibration_sha256": calibration.sha256, "rows": rows}))

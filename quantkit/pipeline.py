@@ -17,6 +17,7 @@ from quantkit import (
     sealing,
     sensitivity,
     serving,
+    solved,
     solving,
     source,
     verification,
@@ -34,8 +35,8 @@ from quantkit.publish import folder
 from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
-from quantkit.solving import Codes
 from quantkit.source import text
+from quantkit.spill import Codes
 from quantkit.targets import Target
 from quantkit.values import Artefact, Importance, Progress, Snapshot
 
@@ -89,12 +90,12 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
 
 def _make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Mapping[str, Codes]) -> Artefact:
     if plan.target.format == "gptq":
-        return solving.make(job, plan, codes[plan.name])
+        return solved.make(job, plan, codes[plan.name])
     if plan.target.format == "onnx":
         return serving.make(job, plan, observed, codes.get(plan.name))
     if plan.name not in codes:
         return making.make(job, plan, observed)
-    return making.make(job, plan, observed, *solving.stored(plan, codes[plan.name]))
+    return making.make(job, plan, observed, *solved.stored(plan, codes[plan.name]))
 
 
 def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULTS) -> Plan:

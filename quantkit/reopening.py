@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from quantkit import quality, solving, source
+from quantkit import quality, solved, source
 from quantkit.checks import divergence, latency, perplexity, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.engines import torch_blocks, transformers_speed
@@ -13,9 +13,9 @@ from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Found, Reference
 from quantkit.recipe import Latency
-from quantkit.solving import Codes
 from quantkit.source.files import TensorFiles
 from quantkit.source.quantised import QuantisedTensors
+from quantkit.spill import Codes
 from quantkit.values import F32, Artefact, CheckResult, Row, Snapshot, Speed
 
 
@@ -26,7 +26,7 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
     found = source.describe(str(artefact.path.parent))
     weights = found.weights
     assert isinstance(weights, QuantisedTensors)
-    digests = {row.name: codes.record(row.name).codes for row in solving.quantised(plan)}
+    digests = {row.name: codes.record(row.name).codes for row in solved.quantised(plan)}
 
     def source_rows(row: Row, start: int, stop: int) -> F32:
         return job.snapshot.weights.read(row.name, start, stop)
@@ -39,7 +39,7 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
             perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
             divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
             *([divergence.check_second(_score(job, found, reference.second))] if reference.second else []),
-            _calibration(plan, codes),
+            solved.account(plan, codes),
         ]
         timed, speed, original = _time(job, artefact, gates.latency)
         results.append(timed)
@@ -58,25 +58,6 @@ def _score(job: Job, found: Snapshot, reference: Reference) -> Scores:
         engine=torch_blocks.name(),
         progress=job.progress,
     )
-
-
-def _calibration(plan: TargetPlan, codes: Codes) -> CheckResult:
-    """What calibration left open: matrices with few tokens, columns never activated, damping that had to rise."""
-    records = {row.name: codes.record(row.name) for row in solving.quantised(plan)}
-    few = [name for name, record in records.items() if record.tokens < solving.FEW]
-    damped = [name for name, record in records.items() if record.damping > plan.gptq.damp]
-    dead = sum(record.dead_columns for record in records.values())
-    losses = sorted(record.loss for record in records.values() if record.tokens >= solving.FEW)
-    loss = losses[len(losses) // 2] if losses else 0.0
-    said = [f"relative output error {loss:.4g} in the middle matrix"] if losses else []
-    if dead:
-        said.append(f"{dead} columns never activated, rounded to nearest")
-    if few:
-        said.append(f"{len(few)} matrices met fewer than {solving.FEW} tokens, rounded to nearest: {', '.join(few[:3])}")
-    if damped:
-        said.append(f"{len(damped)} needed more damping: {', '.join(damped[:3])}")
-    values = {"dead_columns": dead, "few_tokens": len(few), "damped": len(damped), "median_loss": loss}
-    return CheckResult("calibration", "report", "; ".join(said) or "nothing left open", values, {}, "quantkit")
 
 
 def _time(job: Job, artefact: Artefact, pace: Latency) -> tuple[CheckResult, Speed | None, Speed | None]:

@@ -17,7 +17,7 @@ from quantkit.formats.onnx import graphs, layout, schemes, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import Reference
-from quantkit.solving import Codes
+from quantkit.spill import Codes
 from quantkit.targets import OnnxRule, OnnxTarget
 from quantkit.values import CheckResult, Importance
 

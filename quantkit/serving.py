@@ -31,7 +31,7 @@ from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Found, Reference
 from quantkit.recipe import Checks, Latency
 from quantkit.report import machine
-from quantkit.solving import Codes
+from quantkit.spill import Codes
 from quantkit.targets import OnnxRule, OnnxTarget
 from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapshot, Speed, Written
 from quantkit.version import __version__

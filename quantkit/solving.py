@@ -7,91 +7,30 @@ columns by what tokens there were: so few say nothing of how columns go together
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit import calibrating, modules, skeleton, walk, workspace
+from quantkit import calibrating, modules, skeleton, solved, walk, workspace
 from quantkit.codecs import codes as stored_codes
 from quantkit.codecs.gguf import codecs
 from quantkit.errors import ResourceError, WeightError
 from quantkit.formats.gguf import layout as gguf_layout
 from quantkit.formats.gptq import layout, writer
-from quantkit.formats.onnx import schemes
-from quantkit.formats.onnx.blocks import Blocks
 from quantkit.job import Job
 from quantkit.kernels import gptq, hessian
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.modules import ModuleWeights
 from quantkit.planning import TargetPlan
-from quantkit.values import F32, U8, Artefact, Inputs, Row, Written
+from quantkit.spill import FEW, Codes, Record
+from quantkit.values import F32, Inputs, Row
 from quantkit.version import __version__
 
-FEW = 128  # tokens
 HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """How a matrix was solved. loss: of its output on the calibration text, relative to the output's own energy."""
-
-    tokens: int
-    damping: float
-    dead_columns: int
-    loss: float
-    codes: str  # sha256
-    kept: str = "gptq"  # or "search", where its codes did better on inputs held out
-    held_out: tuple[float, float] = (-1.0, -1.0)  # relative output errors there, of gptq's codes and of the search's
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """A target's solved matrices: files of packed tensors in `folder`, by the file's name the rows that it holds."""
-
-    folder: Path
-
-    def read(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
-        from safetensors import safe_open
-
-        stem = name.removesuffix(".weight")
-        with safe_open(self._file(name), "numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if key.rpartition(".")[0] == stem}  # noqa: SIM118
-
-    def solved(self, name: str) -> tuple[U8, F32, U8] | None:
-        """Codes (rows, width), scales and zeros (rows, groups) of a matrix; None of one that was not to be solved."""
-        if not self.holds(name):
-            return None
-        found = {key.rpartition(".")[2]: array for key, array in self.read(name).items()}
-        return found["codes"], found["scales"], found["zeros"]
-
-    def stored(self, name: str) -> U8 | None:
-        """A matrix as its GGUF type's bytes (rows, row bytes); None of one that was not to be solved."""
-        return next(iter(self.read(name).values())) if self.holds(name) else None
-
-    def record(self, name: str) -> Record:
-        from safetensors import safe_open
-
-        with safe_open(self._file(name), "numpy") as file:
-            return Record(**json.loads(file.metadata()["record"]))
-
-    def write(self, name: str, tensors: Mapping[str, np.ndarray[Any, Any]], record: Record) -> None:
-        from safetensors.numpy import save_file
-
-        with workspace.replacing(self._file(name)) as temporary:
-            save_file(dict(tensors), temporary, {"record": json.dumps(asdict(record))})
-
-    def holds(self, name: str) -> bool:
-        return self._file(name).is_file()
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name.removesuffix('.weight')}.safetensors"
 
 
 def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
@@ -104,7 +43,7 @@ def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
     sequences = given.sequences.tokens
     keys = {plan.name: _key(job, plan, given.digests) for plan in plans}
     codes = {plan.name: Codes(job.work / f"{plan.name}-{keys[plan.name][:16]}.codes") for plan in plans}
-    left = [plan for plan in plans if not all(codes[plan.name].holds(row.name) for row in quantised(plan))]
+    left = [plan for plan in plans if not all(codes[plan.name].holds(row.name) for row in solved.quantised(plan))]
     if not left:
         return codes
     for plan in left:
@@ -155,29 +94,6 @@ def _key(job: Job, plan: TargetPlan, digests: Mapping[str, str]) -> str:
     )
 
 
-def quantised(plan: TargetPlan) -> list[Row]:
-    """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself; of a GGUF file those of
-    the layers and the head that are one whole tensor of the checkpoint each."""
-    if plan.target.format == "gptq":
-        return [row for row in plan.rows if layout.of_type(row.type) is not None]
-    if plan.target.format == "gguf":
-        sources = Counter(row.source for row in plan.rows)
-        rows = [row for row in plan.rows if row.source and row.type in stored_codes.types() and sources[row.source] == 1]
-        whole = [row for row in rows if "*" not in str(row.source)]
-        return [
-            replace(row, name=str(row.source))
-            for row in whole
-            if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD
-        ]
-    found = []
-    for row in plan.rows:
-        settings = schemes.of_type(row.type)
-        if isinstance(settings, Blocks) and all(skeleton.layer_of(name) for name in row.sources):
-            kind = layout.Settings(settings.bits, settings.block).type
-            found += [replace(row, name=name, source=name, type=kind, wanted=kind) for name in row.sources]
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Originals:
     """What the matrices of the layer under way meet in the model as it is, micro-batch by micro-batch."""
@@ -206,7 +122,7 @@ class _Solver:
 
     def replace(self, weights: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
         """`staging.Replace`: matrices of the model, of which the checkpoint may hold each in several."""
-        rows = {row.name: row for row in quantised(self.plan)}
+        rows = {row.name: row for row in solved.quantised(self.plan)}
         parts = {name: self._parts(name, weight) for name, weight in weights.items()}
         if not any(stored in rows for found in parts.values() for stored, _ in found):
             return {}
@@ -234,7 +150,7 @@ class _Solver:
     def finish(self, hidden: F32) -> None:
         """The output head, whose inputs are the final hidden states, and matrices that no token reached."""
         experts = {part for parts in self.view.experts.values() for expert in parts for part in expert}
-        for row in quantised(self.plan):
+        for row in solved.quantised(self.plan):
             if row.name == layout.HEAD:
                 seen, held = self._split(list(hidden))
                 self._solve(row, self._read(row), self._factor(row.name, seen), sum(map(len, seen)), held)
@@ -366,45 +282,3 @@ def _packed(plan: TargetPlan, name: str, solved: gptq.Solved) -> dict[str, np.nd
     arrays: dict[str, np.ndarray[Any, Any]]
     arrays = {"codes": solved.codes, "scales": solved.grid.scales, "zeros": solved.grid.zeros}
     return {f"{name.removesuffix('.weight')}.{part}": array for part, array in arrays.items()}
-
-
-def stored(plan: TargetPlan, codes: Codes) -> tuple[dict[str, Callable[[], U8]], dict[str, str]]:
-    """Of a GGUF plan: tensor name -> its bytes when they are asked for, and their sha256."""
-    names = {row.source: row.name for row in plan.rows}
-    found = {names[row.source]: row.name for row in quantised(plan)}
-
-    def read(name: str) -> U8:
-        data = codes.stored(name)
-        assert data is not None
-        return data
-
-    return {name: partial(read, source) for name, source in found.items()}, {
-        name: codes.record(source).codes for name, source in found.items()
-    }
-
-
-def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
-    """The planned folder, or the same one of an earlier run."""
-    digests = {row.name: codes.record(row.name).codes for row in quantised(plan)}
-    calibration = job.recipe.calibration
-    assert calibration is not None
-    sources = {
-        "calibration": {
-            "texts": {uri.rpartition("/")[2]: count for uri, count in calibration.counts()},
-            "length": calibration.length,
-        },
-        "recipe": plan.digest,
-    }
-    made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)
-    done = codes.folder / "made.json"
-    if (record := workspace.recall(done, made_from)) is not None:
-        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in record["facts"]["files"]]
-        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
-            facts = record["facts"]
-            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
-    artefact = writer.write(plan, job.snapshot, job.work, codes.read, sources, job.progress)
-    with workspace.replacing(done) as temporary:
-        temporary.write_text(json.dumps(digests), encoding="utf-8")
-    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
-    workspace.remember(done, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
-    return artefact

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import baseline, footprint, quality, reopening, sensitivity, serving
+from quantkit import baseline, footprint, quality, reopening, sensitivity, serving, solved
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -28,7 +28,7 @@ from quantkit.planning import TargetPlan
 from quantkit.quality import Evaluation, Found, Reference
 from quantkit.recipe import Latency
 from quantkit.report import machine
-from quantkit.solving import Codes
+from quantkit.spill import Codes
 from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapshot, Speed
 
 
@@ -87,6 +87,11 @@ def verify_all(
         with baseline.made(job) as original:
             for plan, artefact in left:
                 records[plan.name] = verify(job.labelled(plan.name), plan, artefact, reference, original)
+    for plan, _ in pairs:
+        if plan.name in codes and plan.target.format != "gptq":
+            account = CheckRecord.model_validate(asdict(solved.account(plan, codes[plan.name])))
+            record = records[plan.name]
+            records[plan.name] = record.model_copy(update={"checks": [*record.checks, account]})
     texts = {each.text.name: each.text.sha256 for each in (asked, asked.second) if each is not None}
     return Results(texts, tuple(records[plan.name] for plan in plans))
 

@@ -29,6 +29,8 @@ LAYERS = [
         "calibrating",
         "serving",
         "likeness",
+        "spill",
+        "solved",
         "sensitivity",
     },
     {"__init__"},

@@ -1,0 +1,117 @@
+"""What becomes of solved codes: checkpoints, the tensors of a GGUF file, and an account of how they were solved."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from quantkit import skeleton, workspace
+from quantkit.codecs import codes as stored_codes
+from quantkit.formats.gptq import layout, writer
+from quantkit.formats.onnx import schemes
+from quantkit.formats.onnx.blocks import Blocks
+from quantkit.job import Job
+from quantkit.planning import TargetPlan
+from quantkit.spill import FEW, Codes
+from quantkit.values import U8, Artefact, CheckResult, Row, Written
+from quantkit.version import __version__
+
+
+def quantised(plan: TargetPlan) -> list[Row]:
+    """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself; of a GGUF file those of
+    the layers and the head that are one whole tensor of the checkpoint each."""
+    if plan.target.format == "gptq":
+        return [row for row in plan.rows if layout.of_type(row.type) is not None]
+    if plan.target.format == "gguf":
+        sources = Counter(row.source for row in plan.rows)
+        rows = [row for row in plan.rows if row.source and row.type in stored_codes.types() and sources[row.source] == 1]
+        whole = [row for row in rows if "*" not in str(row.source)]
+        return [
+            replace(row, name=str(row.source))
+            for row in whole
+            if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD
+        ]
+    found = []
+    for row in plan.rows:
+        settings = schemes.of_type(row.type)
+        if isinstance(settings, Blocks) and all(skeleton.layer_of(name) for name in row.sources):
+            kind = layout.Settings(settings.bits, settings.block).type
+            found += [replace(row, name=name, source=name, type=kind, wanted=kind) for name in row.sources]
+    return found
+
+
+def account(plan: TargetPlan, codes: Codes) -> CheckResult:
+    """What calibration left open: matrices with few tokens, columns never activated, damping that had to rise; and of a GGUF
+    file whose codes were kept."""
+    records = {row.name: codes.record(row.name) for row in quantised(plan)}
+    few = [name for name, record in records.items() if record.tokens < FEW]
+    damped = [name for name, record in records.items() if record.damping > plan.gptq.damp]
+    dead = sum(record.dead_columns for record in records.values())
+    losses = sorted(record.loss for record in records.values() if record.tokens >= FEW)
+    loss = losses[len(losses) // 2] if losses else 0.0
+    said = [f"relative output error {loss:.4g} in the middle matrix"] if losses else []
+    if dead:
+        said.append(f"{dead} columns never activated, rounded to nearest")
+    if few:
+        said.append(f"{len(few)} matrices met fewer than {FEW} tokens, rounded to nearest: {', '.join(few[:3])}")
+    if damped:
+        said.append(f"{len(damped)} needed more damping: {', '.join(damped[:3])}")
+    spared = [name for name, record in records.items() if record.kept == "search" and record.tokens >= FEW]
+    gains = sorted(ours / theirs for ours, theirs in (record.held_out for record in records.values()) if theirs > 0)
+    if gains:
+        said.append(f"on inputs held out {gains[len(gains) // 2]:.3g} of the search's output error in the middle matrix")
+    if spared:
+        said.append(f"{len(spared)} kept the search's codes, which did better there: {', '.join(spared[:3])}")
+    values = {
+        "dead_columns": dead,
+        "few_tokens": len(few),
+        "damped": len(damped),
+        "median_loss": loss,
+        "kept_search": len(spared),
+    }
+    return CheckResult("calibration", "report", "; ".join(said) or "nothing left open", values, {}, "quantkit")
+
+
+def stored(plan: TargetPlan, codes: Codes) -> tuple[dict[str, Callable[[], U8]], dict[str, str]]:
+    """Of a GGUF plan: tensor name -> its bytes when they are asked for, and their sha256."""
+    names = {row.source: row.name for row in plan.rows}
+    found = {names[row.source]: row.name for row in quantised(plan)}
+
+    def read(name: str) -> U8:
+        data = codes.stored(name)
+        assert data is not None
+        return data
+
+    return {name: partial(read, source) for name, source in found.items()}, {
+        name: codes.record(source).codes for name, source in found.items()
+    }
+
+
+def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
+    """The planned folder, or the same one of an earlier run."""
+    digests = {row.name: codes.record(row.name).codes for row in quantised(plan)}
+    calibration = job.recipe.calibration
+    assert calibration is not None
+    sources = {
+        "calibration": {
+            "texts": {uri.rpartition("/")[2]: count for uri, count in calibration.counts()},
+            "length": calibration.length,
+        },
+        "recipe": plan.digest,
+    }
+    made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)
+    done = codes.folder / "made.json"
+    if (record := workspace.recall(done, made_from)) is not None:
+        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in record["facts"]["files"]]
+        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
+            facts = record["facts"]
+            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
+    artefact = writer.write(plan, job.snapshot, job.work, codes.read, sources, job.progress)
+    with workspace.replacing(done) as temporary:
+        temporary.write_text(json.dumps(digests), encoding="utf-8")
+    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
+    workspace.remember(done, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
+    return artefact

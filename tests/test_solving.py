@@ -1,0 +1,71 @@
+"""GPTQ's codes inside GGUF's own types: the same size, nearer, the same bytes on every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+import quantkit
+from quantkit.errors import RecipeError
+from quantkit.manifest import Manifest
+
+CHECKS = {"perplexity": {"chunks": 2}, "divergence": {}, "latency": {"rounds": 1, "prompt": 32, "decode": 8}}
+
+
+def run(source: Path, place: Path, *targets: dict[str, Any], threads: int = 1, **changes: Any) -> Manifest:
+    place.mkdir(exist_ok=True)
+    document = {
+        "source": str(source),
+        "targets": [{"format": "gguf", **target} for target in targets],
+        "calibration": {"tokens": 4096},
+        "checks": CHECKS,
+        **changes,
+    }
+    path = place / "pico.yaml"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return quantkit.convert(path, work_dir=place / "build", threads=threads)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q2_K"])
+def test_the_same_types_and_size_are_nearer(kind: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
+    found = []
+    for name, target in (
+        ("search", {"type": kind, "imatrix": True}),
+        ("gptq", {"type": kind, "imatrix": True, "codes": "gptq"}),
+    ):
+        found.append(run(pico("llama3"), tmp_path / name, target).targets[0])
+    searched, solved = found
+    assert {tensor.name: tensor.type for tensor in searched.tensors} == {tensor.name: tensor.type for tensor in solved.tensors}
+    assert abs(searched.files[0].nbytes - solved.files[0].nbytes) <= 1024  # the metadata tells of the importance
+    klds = [{check.check: check.values for check in target.checks}["divergence"]["mean_kld"] for target in found]
+    assert klds[1] < klds[0]
+    (said,) = [check for check in solved.checks if check.check == "calibration"]
+    assert "of the search's output error in the middle matrix" in said.summary
+    assert said.values["few_tokens"] == 0
+
+
+def test_permuted_rows_and_bytes_on_one_and_two_threads(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    digests = []
+    for threads in (1, 2):
+        manifest = run(pico("llama"), tmp_path / str(threads), {"type": "Q4_0", "codes": "gptq"}, threads=threads, checks=False)
+        digests.append(manifest.targets[0].files[0].sha256)
+    assert digests[0] == digests[1]
+    reader = gguf.GGUFReader(tmp_path / "1" / "build" / "pico" / manifest.targets[0].file)
+    assert {tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("attn_q.weight")} == {"Q4_0"}
+
+
+def test_experts_fused_tensors_and_conv1d(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    for name in ("gpt2", "phi3", "mixtral"):
+        manifest = run(pico(name), tmp_path / name, {"type": "Q4_0", "codes": "gptq"})
+        checks = {check.check: check for check in manifest.targets[0].checks}
+        assert checks["integrity"].verdict == "pass", checks["integrity"].summary
+
+
+def test_codes_want_a_calibration(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="calibration"):
+        run(pico("llama"), tmp_path, {"type": "Q4_0", "codes": "gptq"}, calibration=None)
