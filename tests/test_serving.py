@@ -23,9 +23,9 @@ CHECKS = {
 CALIBRATION = {"tokens": 2048}
 
 
-def run(source: Path, place: Path, *targets: dict[str, Any], threads: int = 1, **changes: Any) -> Manifest:
+def run(checkpoint: Path, place: Path, *targets: dict[str, Any], threads: int = 1, **changes: Any) -> Manifest:
     document = {
-        "source": str(source),
+        "source": str(checkpoint),
         "targets": [{"format": "onnx", **target} for target in targets],
         "checks": CHECKS,
         "publish": [{"folder": str(place / "published")}],
