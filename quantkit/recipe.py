@@ -18,6 +18,7 @@ from quantkit.targets import Target
 
 DEFAULT_TEXT = "builtin:python-docs"
 SELF = "self"  # what the model itself says
+DEFAULT_MIX = ({"text": DEFAULT_TEXT, "share": 0.5}, {"text": SELF, "share": 0.5})
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -107,7 +108,8 @@ class Calibration(_Strict):
 
     text: str | tuple[CalibrationText, ...] = Field(
         DEFAULT_TEXT,
-        description="a text; a list of {text: ..., share: 0.5}; or self: what the model says, sampled in llama.cpp as Q8_0",
+        description="a text; a list of {text: ..., share: 0.5}; or self: what the model says, sampled in llama.cpp as Q8_0. "
+        "Where GPTQ's engine chooses codes, half builtin:python-docs and half self by default",
     )
     tokens: int = Field(32768, ge=512, description="in all; as many whole sequences as they hold")
     length: int = Field(512, ge=64, le=8192, description="of one sequence, tokens")
@@ -173,6 +175,20 @@ class Recipe(_Strict):
         ("What is the capital of France?", "Write a haiku about the sea.", "Explain in one sentence what a compiler does."),
         description="answered greedily by the original and by every artefact, side by side in the report",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codes_want_a_mix(cls, given: Any) -> Any:
+        """Where GPTQ's engine chooses codes and no text is named: DEFAULT_MIX, which benchmarks/LOG.md has the reasons for."""
+        if not isinstance(given, dict) or not isinstance(given.get("calibration"), dict):
+            return given
+        calibration, targets = given["calibration"], given.get("targets")
+        engine = isinstance(targets, (list, tuple)) and any(
+            isinstance(target, dict) and "gptq" in (target.get("format"), target.get("codes")) for target in targets
+        )
+        if "text" in calibration or not engine:
+            return given
+        return {**given, "calibration": {**calibration, "text": [dict(part) for part in DEFAULT_MIX]}}
 
     @field_validator("checks", mode="before")
     @classmethod

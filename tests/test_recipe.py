@@ -187,3 +187,13 @@ def test_an_imatrix_file_needs_no_calibration():
     assert found.imatrix == "some/imatrix.gguf"
     assert not found.calibrated
     assert found.name == "gguf-Q2_K_S-imatrix"
+
+
+def test_codes_are_calibrated_on_a_mix_where_no_text_is_named():
+    engine = "source: x\ntargets: [{format: gguf, type: Q4_0, codes: gptq}]\ncalibration: {tokens: 2048}\n"
+    mixed = parse(engine, "name", "here").recipe
+    assert mixed.calibration.counts() == [("builtin:python-docs", 2), ("self", 2)]
+    named = parse(engine.replace("{tokens", "{text: a.txt, tokens"), "name", "here").recipe
+    assert named.calibration.counts() == [("a.txt", 4)]
+    importance = parse(engine.replace("codes: gptq", "imatrix: true"), "name", "here").recipe
+    assert importance.calibration.counts() == [("builtin:python-docs", 4)]

@@ -20,7 +20,7 @@ CHECKS = {
     "divergence": {"max_mean": 1.0},
     "latency": {"rounds": 1, "prompt": 32, "decode": 8},
 }
-CALIBRATION = {"tokens": 2048}
+CALIBRATION = {"text": "builtin:python-docs", "tokens": 2048}
 
 
 def run(checkpoint: Path, place: Path, *targets: dict[str, Any], threads: int = 1, **changes: Any) -> Manifest:

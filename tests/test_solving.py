@@ -22,7 +22,7 @@ def run(source: Path, place: Path, *targets: dict[str, Any], threads: int = 1, *
     document = {
         "source": str(source),
         "targets": [{"format": "gguf", **target} for target in targets],
-        "calibration": {"tokens": 4096},
+        "calibration": {"text": "builtin:python-docs", "tokens": 4096},
         "checks": CHECKS,
         **changes,
     }

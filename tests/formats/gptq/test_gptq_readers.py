@@ -52,7 +52,8 @@ def test_transformers_gives_our_logits(pico: Callable[[str], Path], tmp_path: Pa
     ]  # fmt: skip
     lines = "".join(f"  - {{format: gptq, {target}}}\n" for target in targets)
     path = tmp_path / "readers.yaml"
-    path.write_text(f"source: {pico('llama')}\ntargets:\n{lines}calibration: {{tokens: 1024}}\nchecks: false\n")
+    calibration = "calibration: {text: 'builtin:python-docs', tokens: 1024}\n"
+    path.write_text(f"source: {pico('llama')}\ntargets:\n{lines}{calibration}checks: false\n")
     manifest = quantkit.convert(path, work_dir=tmp_path, threads=2)
     folders = [str((tmp_path / "readers" / target.file).parent) for target in manifest.targets]
     tokens = np.random.default_rng(0).integers(3, 290, (2, 48)).astype(np.int32)
@@ -81,7 +82,8 @@ def test_a_checkpoint_is_timed_in_transformers(
     monkeypatch.setenv("PYTHONPATH", str(READER.parent))
     path = tmp_path / "timed.yaml"
     path.write_text(
-        f"source: {pico('llama')}\ntargets:\n  - {{format: gptq, bits: 4, group: 64}}\ncalibration: {{tokens: 1024}}\n"
+        f"source: {pico('llama')}\ntargets:\n  - {{format: gptq, bits: 4, group: 64}}\n"
+        "calibration: {text: 'builtin:python-docs', tokens: 1024}\n"
         "checks:\n  perplexity: {chunks: 2}\n  latency: {rounds: 1, prompt: 32, decode: 8, min_decode_ratio: 0.0001}\n"
     )
     target = quantkit.convert(path, work_dir=tmp_path, threads=2).targets[0]
