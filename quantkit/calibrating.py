@@ -20,6 +20,8 @@ from quantkit.source import text
 from quantkit.targets import GgufTarget
 from quantkit.version import __version__
 
+SAMPLING_THREADS = 2  # llama.cpp's sums follow their number, and bytes must not
+
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
@@ -88,7 +90,7 @@ def _spoken(job: Job, count: int) -> NDArray[np.int32]:
         artefact = writer.write(plan, snapshot, job.work, importance={}, threads=job.threads, progress=job.progress)
         try:
             tokens = llama_cpp.sample(
-                artefact.path, count=count, length=calibration.length, seed=calibration.seed, threads=job.threads,
+                artefact.path, count=count, length=calibration.length, seed=calibration.seed, threads=SAMPLING_THREADS,
                 progress=job.progress,
             )  # fmt: skip
         finally:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from quantkit.targets import Target
 
@@ -188,7 +188,12 @@ class Recipe(_Strict):
         )
         if "text" in calibration or not engine:
             return given
-        return {**given, "calibration": {**calibration, "text": [dict(part) for part in DEFAULT_MIX]}}
+        mixed = {**calibration, "text": [dict(part) for part in DEFAULT_MIX]}
+        try:
+            Calibration.model_validate(mixed)
+        except ValidationError:  # too few sequences to share, or faults that its own validation will name
+            return given
+        return {**given, "calibration": mixed}
 
     @field_validator("checks", mode="before")
     @classmethod
