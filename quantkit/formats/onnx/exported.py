@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from quantkit import arch, modules, skeleton
-from quantkit.errors import UnsupportedError
+from quantkit.errors import ResourceError, UnsupportedError
 from quantkit.formats.onnx import recorded
 from quantkit.formats.onnx.blocks import replace
 from quantkit.formats.onnx.graph import Graph, Padding
@@ -26,14 +28,21 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SMALL = 16  # elements; constants of the graph's own are no weights
+COPIES = 3  # of the weights in float32: the model's, the graph's, and what is made of them
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def build(snapshot: Snapshot, *, filled: bool = True) -> tuple[Graph, ...]:
     """The float32 graphs of a model, made from its weights, or not `filled` from random ones: what is planned reads none.
 
-    Raises UnsupportedError where the exporter fails.
+    Raises UnsupportedError where the exporter fails, ResourceError where the model in float32 does not fit memory COPIES times.
     """
+    need, held = COPIES * 4 * snapshot.parameters(), psutil.virtual_memory().total
+    if need > held:
+        raise ResourceError(
+            f"{snapshot.config.get('model_type')} is exported by transformers, which holds it in float32: about "
+            f"{need / 1e9:.0f} GB, and this machine has {held / 1e9:.0f} GB; use gguf or gptq, or a larger machine"
+        )
     kind = skeleton.kind(snapshot.config)
     model = load(snapshot, arch.AUTO_CLASS[kind], filled=filled)
     if kind == "encoder-decoder":

@@ -6,13 +6,14 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from checkpoints import DECODERS, ENCODERS, TRANSDUCERS, UNMAPPED
 
 from quantkit import arch, likeness, serving, source
-from quantkit.errors import UnsupportedError
+from quantkit.errors import ResourceError, UnsupportedError
 from quantkit.formats.onnx import graphs, layout, writer
 from quantkit.progress import silent
 from quantkit.targets import OnnxTarget
@@ -59,6 +60,12 @@ def test_models_of_the_exporter(name: str, pico: Callable[[str], Path], tmp_path
 def test_experts_are_refused_with_the_reason(name: str, pico: Callable[[str], Path]) -> None:
     with pytest.raises(UnsupportedError, match="transformers' exporter has no graph for "):
         graphs.build(source.describe(str(pico(name))))
+
+
+def test_what_the_exporter_cannot_hold_is_refused(pico: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**6))
+    with pytest.raises(ResourceError, match="gpt2 is exported by transformers, which holds it in float32: about 0 GB"):
+        graphs.build(source.describe(str(pico("gpt2"))))
 
 
 def test_a_plan_reads_no_weight(pico: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
