@@ -136,6 +136,22 @@ def make(
     return artefact
 
 
+def folder(job: Job, plan: TargetPlan, marker: Path, made_from: str, write: Callable[[], Artefact]) -> Artefact:
+    """A folder of an earlier run, where it was made of the same and all of its files are whole; else as `write` makes it now.
+    marker: the file that tells of it."""
+    if (record := workspace.recall(marker, made_from)) is not None:
+        facts = record["facts"]
+        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in facts["files"]]
+        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
+            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
+    artefact = write()
+    with workspace.replacing(marker) as temporary:
+        temporary.write_text(plan.name, encoding="utf-8")
+    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
+    workspace.remember(marker, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
+    return artefact
+
+
 def digest_of(found: Mapping[str, Importance]) -> dict[str, str]:
     """sha256 of every tensor's importance."""
     return {

@@ -33,7 +33,7 @@ from quantkit.recipe import Checks, Latency
 from quantkit.report import machine
 from quantkit.spill import Codes
 from quantkit.targets import OnnxRule, OnnxTarget
-from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapshot, Speed, Written
+from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapshot, Speed
 from quantkit.version import __version__
 
 FLOAT = OnnxTarget(format="onnx", rules=(OnnxRule(match="*", skip=True),))
@@ -50,13 +50,8 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: 
         codes=solved,
         quantkit=__version__,
     )
-    done = job.work / f"{plan.name}.made"
-    if (record := workspace.recall(done, made_from)) is not None:
-        facts = record["facts"]
-        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in facts["files"]]
-        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
-            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
-    artefact = writer.write(
+    write = partial(
+        writer.write,
         plan,
         job.snapshot,
         job.work,
@@ -65,11 +60,7 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: 
         threads=job.threads,
         progress=job.progress,
     )
-    with workspace.replacing(done) as temporary:
-        temporary.write_text(plan.name, encoding="utf-8")
-    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
-    workspace.remember(done, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
-    return artefact
+    return making.folder(job, plan, job.work / f"{plan.name}.made", made_from, write)
 
 
 def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) -> Found:

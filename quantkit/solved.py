@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from quantkit import skeleton, workspace
+from quantkit import making, skeleton, workspace
 from quantkit.codecs import codes as stored_codes
 from quantkit.formats.gptq import layout, writer
 from quantkit.formats.onnx import schemes
@@ -16,7 +15,7 @@ from quantkit.formats.onnx.blocks import Blocks
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.spill import FEW, Codes
-from quantkit.values import U8, Artefact, CheckResult, Row, Written
+from quantkit.values import U8, Artefact, CheckResult, Row
 from quantkit.version import __version__
 
 
@@ -103,15 +102,5 @@ def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
         "recipe": plan.digest,
     }
     made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)
-    done = codes.folder / "made.json"
-    if (record := workspace.recall(done, made_from)) is not None:
-        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in record["facts"]["files"]]
-        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
-            facts = record["facts"]
-            return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
-    artefact = writer.write(plan, job.snapshot, job.work, codes.read, sources, job.progress)
-    with workspace.replacing(done) as temporary:
-        temporary.write_text(json.dumps(digests), encoding="utf-8")
-    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
-    workspace.remember(done, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
-    return artefact
+    write = partial(writer.write, plan, job.snapshot, job.work, codes.read, sources, job.progress)
+    return making.folder(job, plan, codes.folder / "made.json", made_from, write)

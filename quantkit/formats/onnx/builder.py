@@ -83,7 +83,7 @@ def _build(snapshot: Snapshot, place: Path) -> Graph:
     deferred = {name: recorded.of(value.const_value) or _held(value.const_value) for name, value in initializers}
     deferred |= _local_rotary(deferred, snapshot.config)
     settings = (place / "out" / SETTINGS).read_text(encoding="utf-8")
-    return Graph("model", "decoder", graph, deferred, {SETTINGS: settings}, "right")
+    return Graph("model", "decoder", graph, deferred, {SETTINGS: settings})
 
 
 def _without_tokenizer(snapshot: Snapshot) -> dict[str, str]:

@@ -20,7 +20,7 @@ from quantkit import arch, modules, skeleton
 from quantkit.errors import ResourceError, UnsupportedError
 from quantkit.formats.onnx import recorded
 from quantkit.formats.onnx.blocks import replace
-from quantkit.formats.onnx.graph import Graph, Padding
+from quantkit.formats.onnx.graph import Graph
 from quantkit.formats.onnx.recorded import Deferred
 from quantkit.values import Snapshot
 
@@ -50,18 +50,16 @@ def build(snapshot: Snapshot, *, filled: bool = True) -> tuple[Graph, ...]:
     inputs = _decoder_inputs(model) if kind == "decoder" else _encoder_inputs(model)
     graph = _export(model, inputs)
     _name_inputs(graph, inputs)
-    return (_finished("model", kind, graph, snapshot, padding="left" if kind == "decoder" else "right"),)
+    return (_finished("model", kind, graph, snapshot),)
 
 
-def _finished(
-    base: str, kind: arch.Kind, graph: ir.Model, snapshot: Snapshot, *, padding: Padding = "right", prefix: str = ""
-) -> Graph:
+def _finished(base: str, kind: arch.Kind, graph: ir.Model, snapshot: Snapshot, prefix: str = "") -> Graph:
     _split_gemms(graph)
     for node in graph.graph:  # stale shapes of what lies between say other names
         for output in node.outputs:
             if not output.is_graph_output():
                 output.shape = None
-    return Graph(base, kind, graph, _deferred(graph, snapshot, base, prefix), {}, padding)
+    return Graph(base, kind, graph, _deferred(graph, snapshot, base, prefix), {})
 
 
 def _transducer(model: Any, snapshot: Snapshot) -> tuple[Graph, ...]:

@@ -52,22 +52,28 @@ def write(
     written: list[Written] = []
     made = made or graphs.build(snapshot)
     texts = layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
-    values = [_Values(graph, layout.transposed(graph.model), importance, solved) for graph in made]
+    values = [_Values(graph, layout.transposed(graph.model), layout.sharing(graph.model), importance, solved) for graph in made]
     with ThreadPoolExecutor(threads) as pool:
-        written += _write_graphs(plan, snapshot, folder, values, pool, progress)
+        written += _write_graphs(plan, folder, values, pool, progress)
     written += [_write_whole(place / name, text.encode()) for name, text in texts.items()]
     return Artefact(plan.name, tuple(written), plan.rows, time.perf_counter() - started, memory.peak())
 
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """What a graph's tensors are made of. transposed: those that it multiplies by, as (width, rows)."""
+    """What a graph's tensors are made of. transposed: those that it multiplies by, as (width, rows). leaders: of
+    `layout.sharing`."""
 
     graph: Graph
     transposed: frozenset[str]
+    leaders: Mapping[str, str]
     importance: Mapping[str, Importance]
     solved: Solved | None
     smoothings: dict[str, F32] = field(default_factory=dict)  # by their rows' names
+
+    def holds(self, row: Row) -> bool:
+        """Whether a planned row is of this graph: of several, each has some."""
+        return row.name.removesuffix(schemes.SMOOTHING) in self.graph.deferred
 
     def weight(self, name: str) -> F32:
         """A matrix of the graph, (rows, width)."""
@@ -84,7 +90,7 @@ class _Values:
 
 
 def _write_graphs(
-    plan: TargetPlan, snapshot: Snapshot, folder: Path, values: Sequence[_Values], pool: Executor, progress: Progress
+    plan: TargetPlan, folder: Path, values: Sequence[_Values], pool: Executor, progress: Progress
 ) -> list[Written]:
     rows, stored = plan.rows, layout.lay_out(plan.rows)
     paths = [folder / file.name for file in plan.files[: len(values)]]
@@ -100,8 +106,7 @@ def _write_graphs(
         return [_write_whole(paths[0], content)]
     data = folder / plan.files[-1].name
     hold = layout.external(data.name, stored)
-    own = [layout.plan_rows(plan.onnx, each.graph, snapshot) for each in values] if len(values) > 1 else [rows]
-    contents = [layout.assemble(each.graph, some, hold) for each, some in zip(values, own, strict=True)]
+    contents = [layout.assemble(each.graph, [row for row in rows if each.holds(row)], hold) for each in values]
     with workspace.replacing(data) as temporary, open(temporary, "wb") as file:
         digest = _write_data(file, rows, values, pool, lambda done, total: progress(f"write {plan.name}", done, total))
     graphs = [_write_whole(path, content) for path, content in zip(paths, contents, strict=True)]
@@ -137,8 +142,7 @@ def _write_data(
 def _tensors(row: Row, graphs: Sequence[_Values], pool: Executor) -> dict[str, np.ndarray[Any, Any]]:
     """What the file holds of a row: part -> values, in the order of `Scheme.parts`; of the first graph that has it."""
     scheme = schemes.of_type(row.type)
-    wanted = row.name.removesuffix(schemes.SMOOTHING)
-    values = next(each for each in graphs if wanted in each.graph.deferred)
+    values = next(each for each in graphs if each.holds(row))
     if isinstance(scheme, Blocks) and (found := _chosen(row, scheme, values.solved)) is not None:
         return found
     if row.name not in values.graph.deferred:
@@ -152,18 +156,17 @@ def _tensors(row: Row, graphs: Sequence[_Values], pool: Executor) -> dict[str, n
     if isinstance(scheme, Blocks):
         cost = values.seen(row.name)
         return scheme.encode(weight, cost if cost is not None and cost.shape == row.shape[-1:] else None, pool)
-    leader = layout.sharing(values.graph.model).get(row.name)
+    leader = values.leaders.get(row.name)
     return scheme.encode(weight, values.smoothings[f"{leader}{schemes.SMOOTHING}"] if scheme.smoothed else None)
 
 
 def _smoothing(row: Row, values: _Values) -> F32:
     """The vector that evens out an input, of all the matrices that meet it."""
-    leaders = layout.sharing(values.graph.model)
     leader = row.name.removesuffix(schemes.SMOOTHING)
     squares = values.seen(leader)
     if squares is None:
         raise WeightError(f"{leader}: calibration saw none of its inputs; leave imatrix out, or skip it by a rule")
-    peers = [values.weight(name) for name, first in leaders.items() if first == leader]
+    peers = [values.weight(name) for name, first in values.leaders.items() if first == leader]
     values.smoothings[row.name] = dynamic.smoothing(peers, squares)
     return values.smoothings[row.name]
 

@@ -55,7 +55,7 @@ def graph(table: F32) -> Graph:
         name="tied",
     )
     made = recorded.of_values(table)
-    return Graph("model", "encoder", ir.Model(inside, ir_version=10), {"table": made}, {}, "right")
+    return Graph("model", "encoder", ir.Model(inside, ir_version=10), {"table": made}, {})
 
 
 def run(table: F32, scheme: Scheme, pool: Executor) -> tuple[F32, F32, F32]:
