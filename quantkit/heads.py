@@ -20,20 +20,19 @@ _RESIDENT_BYTES = 1 << 30  # a head up to this size is read once; a larger one a
 def project(config: Mapping[str, Any], weights: Weights, *, threads: int) -> Callable[[F32], F32]:
     """The map from final hidden states (t, width) to logits (t, vocabulary), float32, by the model's own head code.
 
-    So a tied embedding, a bias, soft-capping and scaled logits are honoured. Errors as `walk` raises them.
+    So a tied embedding, biases, soft-capping and scaled logits are honoured. Errors as `walk` raises them.
     """
     import torch
     from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
     weights = modules.view(config, weights)
     model = skeleton.build(config, AUTO_CLASS[skeleton.kind(config)])
+    model.load_state_dict(skeleton.buffers(model, weights), strict=False, assign=True)
     base = model.base_model
     layers = skeleton.stacks(base)[-1]
     decoder = next(module for module in model.modules() if any(child is layers for child in module.children()))
     output, names = model.get_output_embeddings(), {id(module): name for name, module in model.named_modules()}
-    matrix = f"{names[id(output)]}.weight"
-    if model.config.tie_word_embeddings and matrix not in weights.infos:
-        matrix = f"{names[id(base.get_input_embeddings())]}.weight"
+    matrix = skeleton.tied(model, f"{names[id(output)]}.weight", weights)
     bias = skeleton.read(weights, f"{names[id(output)]}.bias", tuple(output.bias.shape)) if output.bias is not None else None
     slabs = skeleton.slabs(weights, matrix, tuple(output.weight.shape))
     resident = list(slabs()) if output.weight.numel() * 4 <= _RESIDENT_BYTES else None

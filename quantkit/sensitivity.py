@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from quantkit import calibrating, serving, walk, workspace
 from quantkit.engines import onnxruntime_decoder
 from quantkit.formats.gguf import naming
-from quantkit.formats.onnx import graphs, layout, schemes, writer
+from quantkit.formats.onnx import assembly, graphs, layout, schemes, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import Reference
@@ -63,7 +63,7 @@ def settle(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Ta
     gates = job.recipe.gates(target)
     limit = (gates.divergence.max_mean if gates else None) or HARMLESS
     (graph,) = graphs.build(job.snapshot)
-    leaders = layout.sharing(graph.model)
+    leaders = assembly.sharing(graph.model)
     members: dict[str, list[str]] = {}
     for name, leader in leaders.items():
         if place(leader) != leader:

@@ -24,7 +24,7 @@ from quantkit.engines import (
 )
 from quantkit.errors import SourceError
 from quantkit.formats.gguf import layout as gguf_layout
-from quantkit.formats.onnx import dynamic, graphs, layout, reader, writer
+from quantkit.formats.onnx import assembly, dynamic, graphs, layout, reader, writer
 from quantkit.formats.onnx.graph import Graph
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
@@ -159,7 +159,7 @@ def _integrity(
 ) -> tuple[CheckResult, Mapping[str, float]]:
     deferred = {name: each for graph in reversed(made) for name, each in graph.deferred.items()}
     turned = {row.name for row in plan.rows if row.type != "F32"} & set().union(
-        *(layout.transposed(graph.model) for graph in made)
+        *(assembly.transposed(graph.model) for graph in made)
     )
     kept: dict[str, F32] = {}
 
@@ -173,7 +173,7 @@ def _integrity(
         return kept[row.name][start:stop]
 
     try:
-        written = reader.read([file.path for file in artefact.files[: len(made)]], plan.rows)
+        written = reader.read([file.path for file in artefact.files[: len(layout.files(plan.onnx, made))]], plan.rows)
         return reopened.check(written, plan.rows, source_rows, lambda _: np.zeros(0, np.uint8), {}, progress=job.progress)
     except SourceError as error:
         return CheckResult("integrity", "fail", str(error), {}, {}, "quantkit"), {}

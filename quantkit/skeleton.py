@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +79,31 @@ def tables(base: Any) -> list[Any]:
     return list({id(table): table for table in (owner.get_input_embeddings() for owner in owners)}.values())
 
 
-def tensors(module: Any, names: list[str], weights: Weights, prefix: str) -> dict[str, torch.Tensor]:
+def tensors(module: Any, names: Iterable[str], weights: Weights, prefix: str) -> dict[str, torch.Tensor]:
+    """The module's tensors of these names, read, or computed where the model's own code does that and the checkpoint lacks
+    them (Marian's positions)."""
     import torch
 
-    state = module.state_dict()
-    return {name: torch.from_numpy(read(weights, prefix + name, tuple(state[name].shape))) for name in names}
+    state, found = module.state_dict(), dict[str, torch.Tensor]()
+    for name in names:
+        compute = computes(module, name)
+        if compute is not None and not holds(weights, prefix + name):
+            found[name] = compute()
+        else:
+            found[name] = torch.from_numpy(read(weights, prefix + name, tuple(state[name].shape)))
+    return found
+
+
+def computes(module: Any, name: str) -> Callable[[], torch.Tensor] | None:
+    """What computes the tensor `name` of a module in transformers' code, where something does."""
+    compute: Callable[[], torch.Tensor] | None = getattr(module.get_submodule(name.rpartition(".")[0]), "create_weight", None)
+    return compute
+
+
+def buffers(model: Any, weights: Weights) -> dict[str, torch.Tensor]:
+    """Those of a model's saved buffers that the checkpoint holds: the bias of BART's and Marian's logits."""
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return tensors(model, [name for name in model.state_dict() if name not in learned and holds(weights, name)], weights, "")
 
 
 def read(weights: Weights, name: str, shape: tuple[int, ...]) -> F32:
@@ -99,13 +119,29 @@ def slabs(weights: Weights, name: str, shape: tuple[int, ...]) -> Callable[[], I
 
 def stored(weights: Weights, name: str, shape: tuple[int, ...]) -> str:
     """The checkpoint's name of the model's tensor `name`: the same, or without the base model's prefix (gpt2)."""
-    for candidate in (name, name.partition(".")[2]):
+    for candidate in _spellings(name):
         info = weights.infos.get(candidate)
         if info is not None and tuple(info.shape) != shape:
             raise WeightError(f"{candidate} is {tuple(info.shape)} in the checkpoint, its config.json makes it {shape}")
         if info is not None:
             return candidate
     raise WeightError(f"the checkpoint lacks {name} {shape}, which the model of its config.json needs")
+
+
+def tied(model: Any, name: str, weights: Weights) -> str:
+    """The name under which the checkpoint holds a matrix of the model that may be tied to others: its own, or one of theirs."""
+    ties: Mapping[str, str] = model.all_tied_weights_keys
+    source = ties.get(name, name)
+    return next((each for each in (name, source, *(one for one in ties if ties[one] == source)) if holds(weights, each)), name)
+
+
+def holds(weights: Weights, name: str) -> bool:
+    """Whether the checkpoint has the model's tensor `name`, as `stored` finds it."""
+    return any(candidate in weights.infos for candidate in _spellings(name))
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    return name, name.partition(".")[2]
 
 
 @contextmanager

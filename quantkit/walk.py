@@ -82,7 +82,9 @@ def walk(
     stacks, tables = skeleton.stacks(base), skeleton.tables(base)
     names = {id(module): name for name, module in model.named_modules()}
     for table in tables:
-        table.forward = partial(_embed, table, table.forward, weights, f"{names[id(table)]}.weight")
+        table.forward = partial(
+            _embed, table, table.forward, weights, skeleton.tied(model, f"{names[id(table)]}.weight", weights)
+        )
     apart = tuple(f"{names[id(module)]}." for module in (*stacks, *tables))
     prefix = f"{names[id(base)]}." if names[id(base)] else ""
     rest = [name for name in base.state_dict() if not f"{prefix}{name}".startswith(apart)]

@@ -109,6 +109,7 @@ UNMAPPED: dict[str, dict[str, Any]] = {
     "modernbert": {"model_type": "modernbert", "num_key_value_heads": None, "local_attention": 16},
     "distilbert": {"model_type": "distilbert", "dim": 256, "hidden_dim": 512, "n_layers": 2, "n_heads": 4},
     "bart": {"model_type": "bart", **_BART},
+    "marian": {"model_type": "marian", **_BART, "pad_token_id": 0, "scale_embedding": True},
     "opt": {"model_type": "opt", "ffn_dim": 512, "word_embed_proj_dim": 256, "num_key_value_heads": None},
     "gemma": {"model_type": "gemma", "head_dim": 64},
     "olmo": {"model_type": "olmo", "tie_word_embeddings": False},
@@ -221,6 +222,9 @@ def make_pico(name: str, folder: Path, **over: Any) -> Path:
                 parameter.mul_(0.15)
             if kind == "encoder-decoder" and key.endswith("Attention.q.weight"):  # T5 leaves the scores' scale to them
                 parameter.mul_(0.2)
+        for key, buffer in model.named_buffers():
+            if key == "final_logits_bias":
+                buffer.copy_(torch.randn_like(buffer))
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     said = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": _TEMPLATE}

@@ -116,6 +116,23 @@ def test_an_encoder_decoder_keeps_one_copy_of_its_weights(pico: Callable[[str], 
     assert {"past_key_values.0.decoder.key", "past_key_values.1.encoder.value", "encoder_attention_mask"} <= inputs
 
 
+@pytest.mark.slow
+def test_transformers_js_gets_both_decoders_in_one_graph(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    manifest = run(pico("marian"), tmp_path, {"layout": "transformers.js"}, {"layout": "plain"})
+    assert manifest.verdict == "pass"
+    folder = (tmp_path / "published" / manifest.targets[0].file).parent
+    assert {path.name for path in folder.iterdir()} == {"encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"}
+    graph = ir.load(folder / "decoder_model_merged_quantized.onnx").graph
+    assert {"use_cache_branch", "encoder_hidden_states", "past_key_values.1.encoder.value"} <= {
+        str(value.name) for value in graph.inputs
+    }
+    assert [node.op_type for node in graph] == ["If"]
+    merged, plain = (
+        {check.check: check.values for check in target.checks}["divergence"]["mean_kld"] for target in manifest.targets
+    )
+    assert merged == pytest.approx(plain, rel=1e-3)
+
+
 def test_one_table_serves_head_and_embedding(pico: Callable[[str], Path], tmp_path: Path) -> None:
     manifest = run(pico("llama"), tmp_path, {"bits": 8}, checks=False)
     graph = ir.load(tmp_path / "published" / manifest.targets[0].file).graph

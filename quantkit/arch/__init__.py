@@ -148,6 +148,7 @@ UNMAPPED: Mapping[str, Architecture] = {
         _unmapped("phi", "PhiForCausalLM", "decoder", ""),
         _unmapped("smollm3", "SmolLM3ForCausalLM", "decoder", ""),
         _unmapped("bart", "BartForConditionalGeneration", "encoder-decoder", "model.", **_BART),
+        _unmapped("marian", "MarianMTModel", "encoder-decoder", "model.", **_BART),
     )
 }  # fmt: skip
 """Models that ONNX alone is made of, by model_type: transformers' own model says what their checkpoints hold."""

@@ -1,10 +1,12 @@
-"""onnxruntime on encoder-decoders in three graphs: the encoder, the decoder's first tokens, and one token more."""
+"""onnxruntime on encoder-decoders in three graphs: the encoder, the decoder's first tokens, and one token more; or in two,
+of which one holds both decoders."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from quantkit.errors import InputError
 from quantkit.values import F32, Transducer
 
 Ids = NDArray[np.int64]
-NAMES = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
+ENCODER, FIRST, LATER, MERGED = "encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged"
 
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The sessions of the three graphs."""
+    """The sessions of the encoder and the decoders; of decoders in one graph twice the same."""
 
     encoder: Any
     first: Any
@@ -42,20 +44,31 @@ class Graphs:
 
 
 def _run(session: Any, given: Mapping[str, Any]) -> tuple[F32, dict[str, F32]]:
-    wanted = {value.name for value in session.get_inputs()}
-    outputs = [value.name for value in session.get_outputs()]
-    found = dict(
-        zip(outputs, session.run(outputs, {name: value for name, value in given.items() if name in wanted}), strict=True)
-    )
+    outputs, later = [value.name for value in session.get_outputs()], any("past_key_values" in name for name in given)
+    fed = {
+        value.name: given[value.name] if value.name in given else _unused(value, given, later) for value in session.get_inputs()
+    }
+    found = dict(zip(outputs, session.run(outputs, fed), strict=True))
     logits: F32 = found.pop("logits")
     return logits, {name.replace("present", "past_key_values", 1): value for name, value in found.items()}
 
 
+def _unused(value: Any, given: Mapping[str, Any], later: bool) -> NDArray[Any]:
+    """What the input `value` of two decoders in one graph is fed where the one that runs does not read it."""
+    if value.type == "tensor(bool)":  # which of them runs
+        return np.array([later])
+    batch = len(given["input_ids"])
+    return np.zeros([batch, *(size if isinstance(size, int) else 0 for size in value.shape[1:])], np.float32)
+
+
 def load(encoder: Path, *, threads: int) -> Graphs:
     """The graphs beside an encoder's. Errors as of onnxruntime_decoder.session."""
-    stem = encoder.name.removeprefix("encoder_model")
-    paths = [encoder, *(encoder.with_name(f"{name.removesuffix('.onnx')}{stem}") for name in NAMES[1:])]
-    return Graphs(*(onnxruntime_decoder.session(path, threads=threads) for path in paths))
+    stem = encoder.name.removeprefix(ENCODER)
+    open_one = partial(onnxruntime_decoder.session, threads=threads)
+    if (merged := encoder.with_name(f"{MERGED}{stem}")).is_file():
+        both = open_one(merged)
+        return Graphs(open_one(encoder), both, both)
+    return Graphs(open_one(encoder), *(open_one(encoder.with_name(f"{name}{stem}")) for name in (FIRST, LATER)))
 
 
 def open_transducer(encoder: Path, *, context: int, threads: int) -> Transducer:

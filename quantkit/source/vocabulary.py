@@ -1,4 +1,5 @@
-"""Tokenizers without a tokenizer.json: SentencePiece's model, BERT's vocab.txt, GPT-2's vocab.json with merges.txt.
+"""Tokenizers without a tokenizer.json: SentencePiece's model, BERT's vocab.txt, GPT-2's vocab.json with merges.txt, Marian's
+vocab.json with source.spm.
 
 Their tokens are laid out as a GGUF has them, of which gguf_vocab makes a definition.
 """
@@ -19,7 +20,9 @@ from quantkit.source import sentencepiece
 from quantkit.values import Tokenizer
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-FILES = (*_SENTENCEPIECE, "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json")
+_MARIAN = "source.spm"
+FILES = (*_SENTENCEPIECE, _MARIAN, "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json")
+_FOREIGN = -1e4  # score per character of a piece that only translations have: taken where the source's pieces fail
 _PRE = {"GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2", "RobertaTokenizer": "gpt-2", "BartTokenizer": "gpt-2",
         "Qwen2Tokenizer": "qwen2"}  # fmt: skip
 _ENDED = ("RobertaTokenizer", "BartTokenizer", "XLMRobertaTokenizer")  # <s> before a text, </s> after it
@@ -52,6 +55,8 @@ def read(folder: Path, config: Mapping[str, Any], added: Mapping[str, int]) -> T
     model = next((name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
     if model is not None:
         table = _sentencepiece(sentencepiece.parse((folder / model).read_bytes(), model), kind, config, model)
+    elif (folder / _MARIAN).is_file():
+        table = _marian(sentencepiece.parse((folder / _MARIAN).read_bytes(), _MARIAN), _numbers(folder))
     elif (folder / "vocab.txt").is_file():
         table = _wordpiece((folder / "vocab.txt").read_text(encoding="utf-8"), kind, config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -163,17 +168,43 @@ def _byte_level(folder: Path, kind: str, config: Mapping[str, Any]) -> _Table:
             f"vocab.json of {kind or 'a tokenizer without a name in tokenizer_config.json'} does not say how text is split; "
             f"known, without a space before the text: {known}. Otherwise {_REMEDY}"
         )
-    try:
-        vocab: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SourceError(f"vocab.json is not JSON ({error}); fetch it again") from error
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line and not line.startswith("#version")]
     pairs: dict[str, Any] = {"model": "gpt2", "pre": _PRE[kind], "merges": merges}
     if kind in _ENDED:
         pairs |= {"add_bos_token": True, "add_eos_token": True, "add_sep_token": True}
     table = _Table([], [], [], pairs, dict(_ROBERTA if kind in _ENDED else _GPT2))
-    for token, number in vocab.items():
+    for token, number in _numbers(folder).items():
         _place(table, number, token, special=False)
         table.kinds[number] = NORMAL
+    return table
+
+
+def _numbers(folder: Path) -> dict[str, int]:
+    try:
+        found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceError(f"{folder} has no vocab.json to number the pieces of {_MARIAN}; fetch it") from error
+    except ValueError as error:
+        raise SourceError(f"vocab.json is not JSON ({error}); fetch it again") from error
+    return found
+
+
+def _marian(model: sentencepiece.Model, numbers: Mapping[str, int]) -> _Table:
+    """The pieces of the language that is translated, numbered together with the other's; ">>fra<<" and its like are tokens."""
+    if model.type != sentencepiece.UNIGRAM or model.suffix or not model.escape:
+        raise UnsupportedError(f"{_MARIAN}: only Unigram models whose spaces begin words are supported; {_REMEDY}")
+    pairs = {
+        "model": "t5",
+        "add_space_prefix": model.prefix,
+        "remove_extra_whitespaces": model.collapse,
+        "precompiled_charsmap": model.charsmap,
+    }
+    table = _Table([], [], [], pairs, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"})
+    scores = dict(zip(model.pieces, model.scores, strict=True))
+    for token, number in numbers.items():
+        _place(table, number, token, special=False)
+        language = token.startswith(">>") and token.endswith("<<")
+        table.kinds[number] = USER_DEFINED if language else gguf_tokens.UNKNOWN if token == "<unk>" else NORMAL
+        table.scores[number] = scores.get(token, _FOREIGN * len(token))
     return table

@@ -133,13 +133,14 @@ def load(snapshot: Snapshot, auto_class: str, *, filled: bool = True) -> Any:
     model.set_attn_implementation("eager")  # a plain graph, which onnxruntime fuses better than what SDPA becomes
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if filled:
-        state = skeleton.tensors(model, list(shapes), view, "")
+        state = skeleton.tensors(model, shapes, view, "")
     else:
         dice = torch.Generator().manual_seed(0)
         state = {name: torch.randn(shape, generator=dice) for name, shape in shapes.items()}
         for name, shape in shapes.items():
-            skeleton.stored(view, name, shape)
-    model.load_state_dict(state, strict=False, assign=True)
+            if skeleton.computes(model, name) is None:
+                skeleton.stored(view, name, shape)
+    model.load_state_dict(state | skeleton.buffers(model, view), strict=False, assign=True)
     model.tie_weights()
     return model
 

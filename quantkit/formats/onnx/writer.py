@@ -17,9 +17,10 @@ import numpy as np
 
 from quantkit import memory, workspace
 from quantkit.errors import WeightError
-from quantkit.formats.onnx import dynamic, graphs, layout, schemes
+from quantkit.formats.onnx import assembly, dynamic, graphs, layout, schemes
 from quantkit.formats.onnx.blocks import Blocks
 from quantkit.formats.onnx.graph import Graph
+from quantkit.formats.onnx.stored import external, lay_out
 from quantkit.kernels import gptq
 from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.planning import TargetPlan
@@ -52,7 +53,9 @@ def write(
     written: list[Written] = []
     made = made or graphs.build(snapshot)
     texts = layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
-    values = [_Values(graph, layout.transposed(graph.model), layout.sharing(graph.model), importance, solved) for graph in made]
+    values = [
+        _Values(graph, assembly.transposed(graph.model), assembly.sharing(graph.model), importance, solved) for graph in made
+    ]
     with ThreadPoolExecutor(threads) as pool:
         written += _write_graphs(plan, folder, values, pool, progress)
     written += [_write_whole(place / name, text.encode()) for name, text in texts.items()]
@@ -62,7 +65,7 @@ def write(
 @dataclass(frozen=True, slots=True)
 class _Values:
     """What a graph's tensors are made of. transposed: those that it multiplies by, as (width, rows). leaders: of
-    `layout.sharing`."""
+    `assembly.sharing`."""
 
     graph: Graph
     transposed: frozenset[str]
@@ -70,10 +73,6 @@ class _Values:
     importance: Mapping[str, Importance]
     solved: Solved | None
     smoothings: dict[str, F32] = field(default_factory=dict)  # by their rows' names
-
-    def holds(self, row: Row) -> bool:
-        """Whether a planned row is of this graph: of several, each has some."""
-        return row.name.removesuffix(schemes.SMOOTHING) in self.graph.deferred
 
     def weight(self, name: str) -> F32:
         """A matrix of the graph, (rows, width)."""
@@ -92,25 +91,25 @@ class _Values:
 def _write_graphs(
     plan: TargetPlan, folder: Path, values: Sequence[_Values], pool: Executor, progress: Progress
 ) -> list[Written]:
-    rows, stored = plan.rows, layout.lay_out(plan.rows)
-    paths = [folder / file.name for file in plan.files[: len(values)]]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if layout.inline([each.graph for each in values], stored):
+    graphs, rows, stored = [each.graph for each in values], plan.rows, lay_out(plan.rows)
+    parts = layout.files(plan.onnx, graphs)
+    paths = [folder / file.name for file in plan.files[: len(parts)]]
+    if layout.inline(plan.onnx, graphs, stored):
         import onnx_ir as ir
 
         held: dict[str, np.ndarray[Any, Any]] = {}
         for row in rows:
             held |= {schemes.name(row.name, part): array for part, array in _tensors(row, values, pool).items()}
-        content = layout.assemble(values[0].graph, rows, lambda each: ir.Tensor(held[each.name], name=each.name))
-        return [_write_whole(paths[0], content)]
+        contents = [layout.assemble(part, rows, lambda each: ir.Tensor(held[each.name], name=each.name)) for part in parts]
+        return [_write_whole(path, content) for path, content in zip(paths, contents, strict=True)]
     data = folder / plan.files[-1].name
-    hold = layout.external(data.name, stored)
-    contents = [layout.assemble(each.graph, [row for row in rows if each.holds(row)], hold) for each in values]
+    data.parent.mkdir(parents=True, exist_ok=True)
+    hold = external(data.name, stored)
+    contents = [layout.assemble(part, rows, hold) for part in parts]
     with workspace.replacing(data) as temporary, open(temporary, "wb") as file:
         digest = _write_data(file, rows, values, pool, lambda done, total: progress(f"write {plan.name}", done, total))
-    graphs = [_write_whole(path, content) for path, content in zip(paths, contents, strict=True)]
-    return [*graphs, Written(data, stored[-1].end, digest)]
+    written = [_write_whole(path, content) for path, content in zip(paths, contents, strict=True)]
+    return [*written, Written(data, stored[-1].end, digest)]
 
 
 def _write_whole(path: Path, content: bytes) -> Written:
@@ -125,7 +124,7 @@ def _write_data(
 ) -> str:
     """The data file's bytes; returns their sha256."""
     state, at, done, total = hashlib.sha256(), 0, 0, sum(row.nbytes for row in rows)
-    stored = iter(layout.lay_out(rows))
+    stored = iter(lay_out(rows))
     for row in rows:
         for array in _tensors(row, values, pool).values():
             each = next(stored)
@@ -142,7 +141,7 @@ def _write_data(
 def _tensors(row: Row, graphs: Sequence[_Values], pool: Executor) -> dict[str, np.ndarray[Any, Any]]:
     """What the file holds of a row: part -> values, in the order of `Scheme.parts`; of the first graph that has it."""
     scheme = schemes.of_type(row.type)
-    values = next(each for each in graphs if each.holds(row))
+    values = next(each for each in graphs if layout.holds(each.graph, row))
     if isinstance(scheme, Blocks) and (found := _chosen(row, scheme, values.solved)) is not None:
         return found
     if row.name not in values.graph.deferred:

@@ -12,7 +12,7 @@ import pytest
 
 from quantkit import likeness, serving, source
 from quantkit.checks import reopened
-from quantkit.formats.onnx import graphs, layout, reader, writer
+from quantkit.formats.onnx import assembly, graphs, layout, reader, writer
 from quantkit.progress import silent
 from quantkit.targets import OnnxTarget
 from quantkit.values import F32, Row, Snapshot
@@ -84,7 +84,7 @@ def test_parity_tells_another_graph(
 
 def integrity(snapshot: Snapshot, path: Path, rows: tuple[Row, ...]) -> Any:
     (graph,) = graphs.build(snapshot)
-    turned = {row.name for row in rows if row.type != "F32"} & layout.transposed(graph.model)
+    turned = {row.name for row in rows if row.type != "F32"} & assembly.transposed(graph.model)
 
     def source_rows(row: Row, start: int, stop: int) -> F32:
         made = graph.deferred[row.name].make()

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from quantkit.engines import onnxruntime_decoder, onnxruntime_probe
-from quantkit.formats.onnx import dynamic, layout, recorded, schemes
+from quantkit.formats.onnx import dynamic, layout, recorded, schemes, stored
 from quantkit.formats.onnx.blocks import Blocks, fitting
 from quantkit.formats.onnx.dynamic import Dynamic
 from quantkit.formats.onnx.graph import Graph
@@ -66,10 +66,8 @@ def run(table: F32, scheme: Scheme, pool: Executor) -> tuple[F32, F32, F32]:
     assert {name: array.shape for name, array in parts.items()} == {
         name: shape for name, (_, shape) in scheme.parts(*table.shape).items()
     }
-    content = layout.assemble(
-        whole, [row], lambda stored: ir.Tensor(np.ascontiguousarray(parts[stored.part]), name=stored.name)
-    )
-    assert len(content) == len(layout.assemble(whole, [row], layout.empty))  # what a plan says of its size
+    content = layout.assemble([whole], [row], lambda each: ir.Tensor(np.ascontiguousarray(parts[each.part]), name=each.name))
+    assert len(content) == len(layout.assemble([whole], [row], stored.empty))  # what a plan says of its size
     session = onnxruntime_decoder.session(content, threads=1)
     found, product = session.run(None, {"input_ids": np.arange(len(table), dtype=np.int64)})
     return found, product, scheme.decode(parts)
