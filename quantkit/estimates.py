@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import footprint, planning, quality
+from quantkit import footprint, planning, publishing, quality
 from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import writer
 from quantkit.planning import Missing, Needs, TargetPlan
-from quantkit.publish import folder as folders
 from quantkit.quality import CHUNK
 from quantkit.recipe import SANITY_CHECKS, Checks, Recipe
 from quantkit.report import machine
@@ -113,8 +112,8 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
         )
     yield from _too_long(recipe, snapshot)
     yield from _idle_gates(recipe, snapshot)
-    for target_folder in recipe.publish:
-        if (obstacle := folders.obstacle(Path(target_folder.folder))) is not None:
+    for destination in recipe.publish:
+        if (obstacle := publishing.obstacle(destination)) is not None:
             yield Missing("publish", obstacle)
     formats = {target.target.format for target in targets}
     if recipe.checks is not None and "gguf" in formats and llama_cpp.available() is None:

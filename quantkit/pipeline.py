@@ -14,6 +14,7 @@ from quantkit import (
     fitting,
     making,
     planning,
+    publishing,
     sealing,
     sensitivity,
     serving,
@@ -31,7 +32,6 @@ from quantkit.job import Job
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan
 from quantkit.progress import silent
-from quantkit.publish import folder
 from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
 from quantkit.report import machine
@@ -84,7 +84,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             results = verification.verify_all(job, targets, artefacts, asked, codes, observed)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
-            manifest = publish(job, manifest)
+            manifest = publishing.publish(job, manifest)
     return manifest
 
 
@@ -128,23 +128,6 @@ def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str) -> T
     if target.format == "gptq":
         return gptq_layout.plan(target, digest, snapshot, name)
     return layout.plan(target, digest, snapshot, name)
-
-
-def publish(job: Job, manifest: Manifest) -> Manifest:
-    """Every file of the build that a user wants, to each of the recipe's folders, switched at once.
-
-    Returns the manifest that says so; where publishing fails, the build keeps the one that does not.
-    """
-    said = manifest.model_copy(update={"published": [target.folder for target in job.recipe.publish]})
-    version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
-    try:
-        names = [*(file.name for file in said.files), *sealing.write(job, said)]
-        for target in job.recipe.publish:
-            folder.publish({name: job.work / name for name in names}, Path(target.folder), version)
-    except BaseException:
-        sealing.write(job, manifest)
-        raise
-    return said
 
 
 def judge(manifest: Manifest, work: Path) -> None:

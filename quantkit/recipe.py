@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from quantkit.destinations import Destination
 from quantkit.targets import Target
 
 DEFAULT_TEXT = "builtin:python-docs"
@@ -149,12 +150,6 @@ class Calibration(_Strict):
         return [(part.text, end - begin) for part, begin, end in zip(self.text, ends, ends[1:], strict=False)]
 
 
-class FolderPublish(_Strict):
-    """A folder that is switched to the new version at once, when every gate has passed."""
-
-    folder: str = Field(min_length=1)
-
-
 class Recipe(_Strict):
     """One source, the artefacts to make of it, the gates they pass, and where they go."""
 
@@ -166,7 +161,7 @@ class Recipe(_Strict):
     checks: Checks | None = Field(
         SANITY_CHECKS, description="false: nothing is measured, and the manifest says so", json_schema_extra=_or(False)
     )
-    publish: tuple[FolderPublish, ...] = ()
+    publish: tuple[Destination, ...] = ()
     base_model: str | None = Field(
         None, pattern=r"^[\w.-]+/[\w.-]+$", description="for the model card, org/name, where the source does not say"
     )

@@ -198,7 +198,7 @@ def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]
     models = [model]
     for part in location:
         held = [each for each in models if isinstance(part, str) and part in each.model_fields]
-        tagged = [each for each in models if part in _formats(each)]
+        tagged = [each for each in models if part in _tags(each)]
         if held:
             models = _models_in(held[0].model_fields[str(part)].annotation) or models
         elif tagged:
@@ -206,9 +206,9 @@ def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]
     return list(models[0].model_fields)
 
 
-def _formats(model: type[BaseModel]) -> tuple[Any, ...]:
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
     """The tags that tell this model from others of its union."""
-    return get_args(model.model_fields["format"].annotation) if "format" in model.model_fields else ()
+    return get_args(model.model_fields["format"].annotation) if "format" in model.model_fields else (model.__name__,)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -10,7 +10,7 @@ LAYERS = [
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
-    {"targets", "recipe", "recipe_file", "planning", "manifest", "workspace"},
+    {"targets", "destinations", "recipe", "recipe_file", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
     {
         "pipeline",
@@ -32,6 +32,7 @@ LAYERS = [
         "spill",
         "solved",
         "sensitivity",
+        "publishing",
     },
     {"__init__"},
     {"cli"},
