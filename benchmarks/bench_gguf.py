@@ -42,7 +42,7 @@ from quantkit.checks.verdict import estimate
 from quantkit.engines import llama_cpp
 from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE
-from quantkit.pipeline import Options
+from quantkit.job import Options
 from quantkit.progress import silent
 from quantkit.source import text as texts
 from quantkit.targets import GgufTarget

@@ -35,8 +35,8 @@ from quantkit.checks import scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import estimate
 from quantkit.formats.gptq import layout
+from quantkit.job import Options
 from quantkit.kernels import gptq, hessian
-from quantkit.pipeline import Options
 from quantkit.progress import silent
 from quantkit.source import text as texts
 from quantkit.values import F32, Inputs, Snapshot, TensorInfo

@@ -37,7 +37,7 @@ from quantkit.checks.verdict import estimate
 from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_speed
 from quantkit.formats.carried import carried
 from quantkit.formats.onnx import layout, writer
-from quantkit.pipeline import Options
+from quantkit.job import Options
 from quantkit.progress import silent
 from quantkit.source import text as texts
 from quantkit.values import F32, Snapshot, Speed

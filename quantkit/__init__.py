@@ -18,7 +18,7 @@ from quantkit.recipe import Recipe
 from quantkit.version import __version__
 
 if TYPE_CHECKING:
-    from quantkit.pipeline import Options
+    from quantkit.job import Options
     from quantkit.planning import Plan
     from quantkit.recipe_file import Document
 
@@ -44,12 +44,12 @@ def convert(
     has its own `publish` and `checks`. threads: 0 is one per core.
     Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
     """
-    from quantkit import pipeline
+    from quantkit import runs
 
     document = _document(recipe_or_source, format, type, out, checks)
     options = _options(only, threads, force, work_dir)
-    manifest = pipeline.convert(document, options)
-    pipeline.judge(manifest, pipeline.build_folder(document, options))
+    manifest = runs.convert(document, options)
+    runs.judge(manifest, options.folder(document.name))
     return manifest
 
 
@@ -79,7 +79,7 @@ def _document(given: str | Path, format: str, type: str | None, out: str | Path 
 
 
 def _options(only: str | Sequence[str], threads: int, force: bool, work_dir: str | Path) -> Options:
-    from quantkit.pipeline import Options
+    from quantkit.job import Options
 
     names = (only,) if isinstance(only, str) else tuple(only)
     return Options(work_dir=Path(work_dir), threads=threads, only=names, force=force)

@@ -11,12 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantkit import doctor, pipeline, recipe_file, screen
+from quantkit import doctor, recipe_file, runs, screen, workspace
 from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
-from quantkit.pipeline import Options
+from quantkit.job import Options
 from quantkit.progress import shown
-from quantkit.source import cache, describe
 from quantkit.version import __version__
 
 app = typer.Typer(
@@ -66,12 +65,12 @@ def run(
     document = recipe_file.of_call(recipe_path, source, format=format, type=type, out=out, checks=checks)
     options = Options(work_dir=work_dir, threads=threads, only=tuple(only or ()), force=force)
     with shown(err) as progress:
-        manifest = pipeline.convert(document, options, progress)
-    screen.show_result(err, manifest, pipeline.build_folder(document, options))
+        manifest = runs.convert(document, options, progress)
+    screen.show_result(err, manifest, options.folder(document.name))
     if as_json:
         _print(manifest.model_dump(mode="json"))
     try:
-        pipeline.judge(manifest, pipeline.build_folder(document, options))
+        runs.judge(manifest, options.folder(document.name))
     except QuantkitError as error:  # the manifest is the one JSON document here
         _say(str(error))
         raise typer.Exit(error.exit_code) from error
@@ -90,6 +89,9 @@ def plan(
     """Say what a run would make and need, tensor by tensor, before any weight is read."""
     document = recipe_file.of_call(recipe_path, source, format=format, type=type, out=None, checks=True)
     options = Options(work_dir=work_dir, only=tuple(only or ()))
+    from quantkit import pipeline
+    from quantkit.source import describe
+
     made = pipeline.make_plan(document, describe(document.recipe.source), options)
     if as_json:
         _print(made.as_json())
@@ -125,10 +127,12 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Show what the build folders and the Hub's cache hold, and free it. Published artefacts stay."""
-    builds, downloads = pipeline.leftovers(work_dir), cache.repositories()
+    from quantkit.source import cache
+
+    builds, downloads = workspace.leftovers(work_dir), cache.repositories()
     freed = [*(builds if yes else []), *(downloads if yes and hub else [])]
     if yes:
-        pipeline.remove(builds)
+        workspace.remove(builds)
     if yes and hub:
         cache.remove(downloads)
     if as_json:

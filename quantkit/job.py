@@ -1,12 +1,37 @@
-"""One run of one recipe: what every step of it is given."""
+"""One run of one recipe: how it is asked for, and what every step of it is given."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantkit.errors import InputError
 from quantkit.recipe import Recipe
+from quantkit.report import machine
 from quantkit.values import Progress, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run; nothing here changes an artefact's bytes."""
+
+    work_dir: Path = Path("build")
+    threads: int = 0  # 0: one per core
+    only: tuple[str, ...] = ()  # names or types of targets; none: all
+    force: bool = False  # keep nothing of earlier runs
+
+    @property
+    def workers(self) -> int:
+        if self.threads < 0:
+            raise InputError(f"threads = {self.threads}: give their number, or 0 for one per core")
+        return self.threads or machine.cores()
+
+    def folder(self, name: str) -> Path:
+        """Where the recipe of this name is made."""
+        return self.work_dir / name
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def make(
     kept = [workspace.recall(job.work / file.name, made_from) for file in plan.files]
     if all(kept):
         files = tuple(
-            Written(job.work / file.name, record["nbytes"], record["sha256"])
+            Written(job.work / file.name, record["stamp"][0], record["sha256"])
             for file, record in zip(plan.files, kept, strict=True)
             if record is not None
         )
@@ -141,15 +141,21 @@ def folder(job: Job, plan: TargetPlan, marker: Path, made_from: str, write: Call
     marker: the file that tells of it."""
     if (record := workspace.recall(marker, made_from)) is not None:
         facts = record["facts"]
-        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256 in facts["files"]]
-        if all(file.path.is_file() and workspace.digest(file.path) == file.sha256 for file in files):
+        files = [Written(job.work / name, nbytes, sha256) for name, nbytes, sha256, _ in facts["files"]]
+        if all(_whole(file, seen) for file, (*_, seen) in zip(files, facts["files"], strict=True)):
             return Artefact(plan.name, tuple(files), plan.rows, facts["seconds"], facts["peak_rss_bytes"])
     artefact = write()
     with workspace.replacing(marker) as temporary:
         temporary.write_text(plan.name, encoding="utf-8")
-    listed = [(str(file.path.relative_to(job.work)), file.nbytes, file.sha256) for file in artefact.files]
+    listed = [
+        (str(file.path.relative_to(job.work)), file.nbytes, file.sha256, workspace.stamp(file.path)) for file in artefact.files
+    ]
     workspace.remember(marker, made_from, files=listed, seconds=artefact.seconds, peak_rss_bytes=artefact.peak_rss_bytes)
     return artefact
+
+
+def _whole(file: Written, seen: list[int]) -> bool:
+    return file.path.is_file() and (workspace.stamp(file.path) == seen or workspace.digest(file.path) == file.sha256)
 
 
 def digest_of(found: Mapping[str, Importance]) -> dict[str, str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from quantkit import (
     baseline,
+    checked,
     estimates,
     fitting,
     making,
@@ -24,56 +23,36 @@ from quantkit import (
     verification,
     workspace,
 )
-from quantkit.errors import CheckFailed, InputError, UnresolvedError
+from quantkit.errors import InputError
 from quantkit.formats.gguf import layout, naming
 from quantkit.formats.gptq import layout as gptq_layout
 from quantkit.formats.onnx import layout as onnx_layout
-from quantkit.job import Job
+from quantkit.job import DEFAULTS, Job, Options
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan
 from quantkit.progress import silent
 from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
-from quantkit.report import machine
 from quantkit.source import text
 from quantkit.spill import Codes
 from quantkit.targets import Target
 from quantkit.values import Artefact, Importance, Progress, Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to run; nothing here changes an artefact's bytes."""
-
-    work_dir: Path = Path("build")
-    threads: int = 0  # 0: one per core
-    only: tuple[str, ...] = ()  # names or types of targets; none: all
-    force: bool = False  # keep nothing of earlier runs
-
-    @property
-    def workers(self) -> int:
-        if self.threads < 0:
-            raise InputError(f"threads = {self.threads}: give their number, or 0 for one per core")
-        return self.threads or machine.cores()
-
-
-DEFAULTS = Options()
-
-
 def convert(document: Document, options: Options = DEFAULTS, progress: Progress = silent) -> Manifest:
     """Run a recipe to its end and return the manifest; `judge` raises for one that did not pass.
 
-    Everything is made in `build_folder`; it is published only when every gate of every target has passed.
+    Everything is made in the build folder; it is published only when every gate of every target has passed.
     """
     snapshot = source.describe(document.recipe.source)
     plan = make_plan(document, snapshot, options)
     planning.refuse(plan)
-    with workspace.locked(build_folder(document, options)) as work:
+    with workspace.locked(options.folder(document.name)) as work:
         if options.force:
             workspace.empty(work)
         job = Job(document.recipe, snapshot, work, options.workers, progress)
         asked = verification.prepare(job)
-        job = replace(job, snapshot=source.fetch(snapshot, progress))
+        job = replace(job, snapshot=source.fetch(snapshot, progress, work / ".digests"))
         with closing(job.snapshot.weights):
             observed = making.observe(job, plan.targets)
             importance = making.write_importance(job, observed)
@@ -81,7 +60,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
             codes = solving.solve(job, targets)
             artefacts = [_make(job, target, observed, codes) for target in targets]
-            results = verification.verify_all(job, targets, artefacts, asked, codes, observed)
+            results = checked.verify_all(job, targets, artefacts, asked, codes, observed)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
             manifest = publishing.publish(job, manifest)
@@ -104,7 +83,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     for uri in recipe.texts():
         text.verify(uri)
     targets = tuple(plan_target(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
-    work = build_folder(document, options)
+    work = options.folder(document.name)
     original = baseline.plan(snapshot, work) if any(target.target.format == "gguf" for target in targets) else None
     needs = estimates.estimate(recipe, snapshot, targets, original, options.workers)
     return Plan(
@@ -130,24 +109,6 @@ def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str) -> T
     return layout.plan(target, digest, snapshot, name)
 
 
-def judge(manifest: Manifest, work: Path) -> None:
-    """Raise CheckFailed (exit 3) or UnresolvedError (exit 4) for a manifest that did not pass."""
-    lines = [
-        f"{target.name}: {check.check}: {check.summary}"
-        for target in manifest.targets
-        for check in target.checks
-        if check.verdict == manifest.verdict
-    ]
-    if manifest.verdict == "fail":
-        raise CheckFailed("\n  ".join([f"a check failed; nothing was published, {work} holds files and report", *lines]))
-    if manifest.verdict == "unresolved":
-        raise UnresolvedError("\n  ".join([f"a gate cannot be decided; nothing was published, {work} has the report", *lines]))
-
-
-def build_folder(document: Document, options: Options) -> Path:
-    return options.work_dir / document.name
-
-
 def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[Target, ...]:
     """The targets named by `only`, by name or type; all of them when it is empty. Raises InputError for an unknown name."""
     unknown = [word for word in only if not any(word in (target.name, target.label) for target in recipe.targets)]
@@ -155,16 +116,3 @@ def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[Target, ...]:
         known = ", ".join(target.name for target in recipe.targets)
         raise InputError(f"--only {', '.join(unknown)}: the recipe has no such target; it has {known}")
     return tuple(target for target in recipe.targets if not only or {target.name, target.label} & set(only))
-
-
-def leftovers(work_dir: Path) -> list[tuple[Path, int]]:
-    """Build folders and what they hold, bytes."""
-    folders = sorted(path for path in work_dir.glob("*") if workspace.is_one(path))
-    return [(path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
-
-
-def remove(builds: Sequence[tuple[Path, int]]) -> None:
-    """Free what `leftovers` found. Raises ResourceError for a folder that a run holds."""
-    for path, _ in builds:
-        with workspace.locked(path):
-            shutil.rmtree(path)

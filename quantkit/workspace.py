@@ -1,7 +1,8 @@
 """build/<recipe>/: where everything is while it is made and whatever failed. Locked, and continued from the last finished step.
 
 A step writes under a temporary name (`*.partial`), is renamed when whole, and leaves a small key file beside it: the digest of
-what it was made from and of what it became. A later run keeps a file whose key and digest still hold.
+what it was made from and of what it became. A later run keeps a file whose key and digest still hold; a file that has kept its
+size, time and inode is not read again for it. JOURNAL lists every step that was finished.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from quantkit.errors import InputError, ResourceError
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+JOURNAL = ".journal"
 
 
 @contextmanager
@@ -100,9 +102,11 @@ def remember(path: Path, made_from: str, *, sha256: str | None = None, **facts: 
 
     sha256: of the file, where its maker has read it already.
     """
-    record = {"key": made_from, "sha256": sha256 or digest(path), "nbytes": path.stat().st_size, "facts": facts}
+    record = {"key": made_from, "sha256": sha256 or digest(path), "stamp": stamp(path), "facts": facts}
     with replacing(_record(path)) as temporary:
         temporary.write_text(json.dumps(record), encoding="utf-8")
+    with open(path.with_name(JOURNAL), "a", encoding="utf-8") as journal:
+        journal.write(json.dumps({"step": path.name, "key": made_from, "seconds": facts.get("seconds")}) + "\n")
 
 
 def recall(path: Path, made_from: str) -> Mapping[str, Any] | None:
@@ -111,9 +115,31 @@ def recall(path: Path, made_from: str) -> Mapping[str, Any] | None:
         record = json.loads(_record(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if record.get("key") != made_from or not path.is_file() or path.stat().st_size != record["nbytes"]:
+    if record.get("key") != made_from or not path.is_file() or path.stat().st_size != record.get("stamp", [None])[0]:
         return None
-    return record if digest(path) == record["sha256"] else None
+    return record if stamp(path) == record["stamp"] or digest(path) == record["sha256"] else None
+
+
+def stamp(path: Path) -> list[int]:
+    """What tells that a file is the one it was, without reading it: size, time of change in ns, inode."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def remembered(known: Path | None, files: Sequence[Path], compute: Callable[[Path], str]) -> list[str]:
+    """The digests of files; of one that has kept its stamp the digest that the file `known` holds."""
+    try:
+        held = json.loads(known.read_text(encoding="utf-8")) if known else {}
+    except (OSError, ValueError):
+        held = {}
+    found: dict[str, dict[str, Any]] = {}
+    for path in files:
+        before, seen = held.get(str(path.absolute())), stamp(path)
+        found[str(path.absolute())] = before if before and before["stamp"] == seen else {"stamp": seen, "sha256": compute(path)}
+    if known is not None and found != held:
+        with replacing(known) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+    return [entry["sha256"] for entry in found.values()]
 
 
 def empty(folder: Path) -> None:
@@ -132,3 +158,16 @@ def digest(path: Path) -> str:
 
 def _record(path: Path) -> Path:
     return path.with_name(f".{path.name}.key")
+
+
+def leftovers(work_dir: Path) -> list[tuple[Path, int]]:
+    """Build folders and what they hold, bytes."""
+    folders = sorted(path for path in work_dir.glob("*") if is_one(path))
+    return [(path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
+
+
+def remove(builds: Sequence[tuple[Path, int]]) -> None:
+    """Free what `leftovers` found. Raises ResourceError for a folder that a run holds."""
+    for path, _ in builds:
+        with locked(path):
+            shutil.rmtree(path)

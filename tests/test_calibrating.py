@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import quantkit
-from quantkit import calibrating, pipeline, recipe_file, source
+from quantkit import calibrating, recipe_file, source
 from quantkit.errors import RecipeError, ResourceError
-from quantkit.job import Job
+from quantkit.job import Job, Options
 from quantkit.progress import silent
 from quantkit.recipe_file import Document
 from quantkit.report import machine
@@ -76,7 +76,7 @@ def test_a_second_text_is_reported(pico: Callable[[str], Path], tmp_path: Path) 
     assert checks["divergence-second"].verdict == "report"
     assert checks["divergence-second"].values["mean_kld"] != checks["divergence"].values["mean_kld"]
     assert set(manifest.text) == {"evaluation.txt", "builtin:python-docs"}
-    assert pipeline.build_folder(given, pipeline.Options(work_dir=tmp_path)).is_dir()
+    assert Options(work_dir=tmp_path).folder(given.name).is_dir()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "quantkit"
 
 LAYERS = [
-    {"values", "errors", "plugins", "version", "memory", "progress"},
+    {"values", "errors", "places", "plugins", "version", "memory", "progress"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
@@ -33,6 +33,8 @@ LAYERS = [
         "solved",
         "sensitivity",
         "publishing",
+        "checked",
+        "runs",
     },
     {"__init__"},
     {"cli"},

@@ -16,8 +16,8 @@ from checkpoints import write_gguf
 import quantkit
 from quantkit import pipeline, recipe_file, source
 from quantkit.errors import CheckFailed, InputError, QuantkitError, ResourceError, UnresolvedError
+from quantkit.job import Options
 from quantkit.manifest import Manifest
-from quantkit.pipeline import Options
 
 RECIPE = """\
 source: {source}

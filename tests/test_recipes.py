@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantkit import pipeline, recipe_file, source
-from quantkit.pipeline import Options
+from quantkit.job import Options
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 CONFIGS = Path(__file__).parent / "configs"

