@@ -41,7 +41,7 @@ def convert(
 
     recipe_or_source: a .yaml file; or hf://org/name@revision, org/name, a folder, a .gguf file, package://module/file.gguf.
     out: where an artefact without a recipe is published. checks=False measures nothing, and the manifest says so; a recipe
-    has its own `publish` and `checks`. threads: 0 is one per core.
+    has its own `publish` and `checks`, and is held to the lock beside it. threads: 0 is one per core.
     Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
     """
     from quantkit import runs
@@ -71,11 +71,13 @@ def plan(
 
 
 def _document(given: str | Path, format: str, type: str | None, out: str | Path | None, checks: bool) -> Document:
-    from quantkit import recipe_file
+    from quantkit import recipe_file, recipe_lock
 
     is_recipe = Path(given).suffix in (".yaml", ".yml")
     path, source = (Path(given), None) if is_recipe else (None, str(given))
-    return recipe_file.of_call(path, source, format=format, type=type, out=None if out is None else Path(out), checks=checks)
+    place = None if out is None else Path(out)
+    document = recipe_file.of_call(path, source, format=format, type=type, out=place, checks=checks)
+    return document if path is None else recipe_lock.apply(document, path)
 
 
 def _options(only: str | Sequence[str], threads: int, force: bool, work_dir: str | Path) -> Options:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantkit import doctor, recipe_file, runs, screen, workspace
+from quantkit import doctor, recipe_file, recipe_lock, runs, screen, workspace
 from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.job import Options
@@ -58,11 +58,16 @@ def run(
     only: Only = None,
     threads: Annotated[int, typer.Option(min=0, help="0: one per core")] = 0,
     force: Annotated[bool, typer.Option(help="make everything anew")] = False,
+    locked: Annotated[bool, typer.Option("--locked", help="refuse a recipe without a lock that holds")] = False,
     work_dir: WorkDir = Path("build"),
     as_json: AsJson = False,
 ) -> None:
     """Make the artefacts, check them in their engine, report, and publish when every gate has passed."""
     document = recipe_file.of_call(recipe_path, source, format=format, type=type, out=out, checks=checks)
+    if recipe_path is not None and source is None:
+        document = recipe_lock.apply(document, recipe_path, required=locked)
+    elif locked:
+        raise InputError("--locked is for a recipe with a source of its own: quantkit run RECIPE.yaml --locked")
     options = Options(work_dir=work_dir, threads=threads, only=tuple(only or ()), force=force)
     with shown(err) as progress:
         manifest = runs.convert(document, options, progress)
@@ -88,6 +93,8 @@ def plan(
 ) -> None:
     """Say what a run would make and need, tensor by tensor, before any weight is read."""
     document = recipe_file.of_call(recipe_path, source, format=format, type=type, out=None, checks=True)
+    if recipe_path is not None and source is None:
+        document = recipe_lock.apply(document, recipe_path)
     options = Options(work_dir=work_dir, only=tuple(only or ()))
     from quantkit import pipeline
     from quantkit.source import describe
@@ -97,6 +104,24 @@ def plan(
         _print(made.as_json())
     else:
         screen.show_plan(page, made)
+
+
+@app.command()
+def lock(
+    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="the recipe to lock")], as_json: AsJson = False
+) -> None:
+    """Resolve the recipe's branches, datasets and files to commits and digests, in a .lock file beside it."""
+    from quantkit import locking
+
+    with shown(err) as progress:
+        found = locking.lock(recipe_file.read(recipe_path), progress)
+    path = recipe_lock.beside(recipe_path)
+    with workspace.replacing(path) as temporary:
+        temporary.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        _print(found.model_dump(mode="json"))
+    else:
+        screen.show_lock(page, found, path)
 
 
 @app.command(name="doctor")

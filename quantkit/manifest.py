@@ -21,6 +21,7 @@ class RecipeRecord(_Frozen):
     name: str
     digest: str  # sha256 of the resolved values that determine the bytes
     text: str  # as typed
+    lock: str | None = None  # what it was locked to, JSON
 
 
 class SourceRecord(_Frozen):

@@ -11,6 +11,7 @@ from quantkit import (
     checked,
     estimates,
     fitting,
+    locking,
     making,
     planning,
     publishing,
@@ -54,6 +55,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
         asked = verification.prepare(job)
         job = replace(job, snapshot=source.fetch(snapshot, progress, work / ".digests"))
         with closing(job.snapshot.weights):
+            locking.verify(job, document.lock)
             observed = making.observe(job, plan.targets)
             importance = making.write_importance(job, observed)
             targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)

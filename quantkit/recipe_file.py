@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,14 +16,18 @@ from pydantic import BaseModel, ValidationError
 from quantkit.errors import InputError, RecipeError
 from quantkit.recipe import Recipe
 
+if TYPE_CHECKING:
+    from quantkit.recipe_lock import Lock
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A recipe with its name and its text as typed."""
+    """A recipe with its name and its text as typed. lock: of recipe_lock, where the recipe is locked."""
 
     name: str
     text: str
     recipe: Recipe
+    lock: Lock | None = None
 
     def with_source(self, source: str) -> Document:
         """The same recipe for another source; its text says so."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantkit import places, workspace
+from quantkit import places, recipe_lock, workspace
 from quantkit.destinations import FolderPublish
 from quantkit.errors import CheckFailed, SourceError, UnresolvedError
 from quantkit.job import Options
@@ -87,6 +87,7 @@ def _key(document: Document, options: Options) -> str | None:
     return workspace.key(
         recipe=document.recipe.model_dump(),
         text=document.text,
+        lock=document.lock and document.lock.model_dump(),
         only=options.only,
         threads=options.workers,
         files=files,
@@ -98,9 +99,8 @@ def _key(document: Document, options: Options) -> str | None:
 def _inputs(document: Document) -> Iterator[str]:
     """Source, texts and importance files, as the recipe names them. Raises LookupError for a branch of the Hub."""
     recipe = document.recipe
-    matrices = [target.imatrix for target in recipe.targets if target.format == "gguf" and isinstance(target.imatrix, str)]
-    texts = [uri for uri in recipe.texts() if uri != DEFAULT_TEXT]
-    for uri in (recipe.source, *texts, *matrices):
+    texts = [uri for uri in recipe_lock.texts(recipe) if uri != DEFAULT_TEXT]
+    for uri in (recipe.source, *texts, *recipe_lock.matrices(recipe)):
         if uri.startswith("hf-dataset://") or places.split(uri)[0] == "hf":
             if not _PINNED.fullmatch(uri.partition("?")[0]):
                 raise LookupError(uri)

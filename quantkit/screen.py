@@ -13,6 +13,7 @@ from rich.table import Table
 from quantkit.doctor import Finding
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan, size
+from quantkit.recipe_lock import Lock
 from quantkit.report import table
 from quantkit.values import Row
 
@@ -89,6 +90,13 @@ def show_result(console: Console, manifest: Manifest, work: Path) -> None:
         console.print(f"published to {folder}: open {folder}/report.html", highlight=False, markup=False)
     if not manifest.published:
         console.print(f"made in {work}: open {work}/report.html", highlight=False, markup=False)
+
+
+def show_lock(console: Console, lock: Lock, path: Path) -> None:
+    for pin in lock.pins:
+        digests = ", ".join(f"{name} {digest[:12]}" for name, digest in pin.digests.items())
+        console.print(f"{pin.uri}\n    {pin.pinned}: {digests}", highlight=False, markup=False)
+    console.print(f"written to {path}: commit it beside the recipe", highlight=False, markup=False)
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:

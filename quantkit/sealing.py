@@ -19,11 +19,16 @@ from quantkit.workspace import replacing
 
 
 def seal(job: Job, document: Document, plan: Plan, results: Results, importance: ImportanceRecord | None = None) -> Manifest:
-    """Write manifest.json, report.html, README.md, Modelfile and the licence's files into the build folder."""
+    """Write manifest, report, card, the recipe as typed, Modelfile and the licence's files into the build folder."""
     manifest = Manifest(
         quantkit=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        recipe=RecipeRecord(name=document.name, digest=document.recipe.whole_digest(), text=document.text),
+        recipe=RecipeRecord(
+            name=document.name,
+            digest=document.recipe.whole_digest(),
+            text=document.text,
+            lock=document.lock.model_dump_json(indent=2) if document.lock else None,
+        ),
         source=_source(document, plan, job.snapshot),
         machine=_machine(results),
         text=dict(results.text),
@@ -54,7 +59,10 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
+        f"{manifest.recipe.name}.yaml": manifest.recipe.text,
     }
+    if manifest.recipe.lock is not None:
+        found[f"{manifest.recipe.name}.lock"] = manifest.recipe.lock + "\n"
     if any(target.format == "gguf" for target in manifest.targets):
         found["Modelfile"] = card.modelfile(manifest)
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}

@@ -10,7 +10,7 @@ LAYERS = [
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
-    {"targets", "destinations", "recipe", "recipe_file", "planning", "manifest", "workspace"},
+    {"targets", "destinations", "recipe", "recipe_file", "recipe_lock", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
     {
         "pipeline",
@@ -35,6 +35,7 @@ LAYERS = [
         "publishing",
         "checked",
         "runs",
+        "locking",
     },
     {"__init__"},
     {"cli"},

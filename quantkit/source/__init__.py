@@ -67,8 +67,13 @@ def fetch(snapshot: Snapshot, progress: Progress, known: Path | None = None) -> 
         from quantkit.source import hub
 
         snapshot = hub.fetch(snapshot, progress)
-    if not isinstance(snapshot.weights, TensorFiles | QuantisedTensors | PickledTensors):
-        raise SourceError(f"{snapshot.uri} has no weight files")
-    files = snapshot.weights.files
+    files = stored(snapshot)
     digests = workspace.remembered(known, files, lambda path: digest(path, progress))
     return replace(snapshot, digests={path.name: found for path, found in zip(files, digests, strict=True)})
+
+
+def stored(snapshot: Snapshot) -> tuple[Path, ...]:
+    """The weight files of a snapshot that is on this machine. Raises SourceError where there are none."""
+    if not isinstance(snapshot.weights, TensorFiles | QuantisedTensors | PickledTensors):
+        raise SourceError(f"{snapshot.uri} has no weight files")
+    return tuple(snapshot.weights.files)

@@ -119,6 +119,18 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
     return _pinned(folder.describe(Path(path).parent, snapshot.uri), repo, commit)
 
 
+def digests(repo: str, commit: str, *, cache: Path | None = None) -> dict[str, str]:
+    """The sha256 of a commit's weight files, as the Hub knows them: none is downloaded. Errors as of `describe`."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _explained(f"hf://{repo}@{commit}"):
+        place = Path(hf_hub_download(repo, "config.json", revision=commit, cache_dir=cache)).parent
+        listing = HfApi().model_info(repo, revision=commit, files_metadata=True).siblings or []
+    known = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in listing}
+    found = {Path(name).name: known[name] for name in _weight_files(place, dict.fromkeys(known, 0))}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
 def dataset_files(repo: str, revision: str, patterns: list[str], cache: Path | None = None) -> tuple[Path, list[Path]]:
     """A dataset's folder in the cache, named by its commit, and the matching files in it. Errors as of `describe`."""
     from huggingface_hub import snapshot_download

@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = repo.partition("/")[2]
         found: Any = {"id": name, "sha": COMMIT, "private": False, "downloads": 0, "likes": 0, "tags": []}
-        found["siblings"] = [{"rfilename": file, "size": len(data)} for file, data in files.items()]
+        found["siblings"] = [{"rfilename": file, "size": len(data), **large(file, data)} for file, data in files.items()]
         if what == "tree":
             found = [{"type": "file", "path": file, "size": len(data), "oid": "0"} for file, data in files.items()]
         self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
@@ -111,6 +111,13 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(status, body, **headers)
         if self.command == "GET":
             self.server.log.append((name, span, len(body)))
+
+
+def large(file: str, data: bytes) -> dict[str, Any]:
+    """What the Hub says beside of a file that git keeps apart."""
+    if not file.endswith(".safetensors"):
+        return {}
+    return {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}}
 
 
 @pytest.fixture
@@ -151,9 +158,9 @@ print(json.dumps(out))
 """
 
 
-def run(hub: Hub, uri: str, cache: Path, *, fetch: bool = False, offline: bool = False) -> dict[str, Any]:
-    """describe (and fetch) in a process of its own, with the Hub at the server's address."""
-    environment = {
+def environment(hub: Hub, cache: Path, *, offline: bool = False) -> dict[str, str]:
+    """Of a process that finds the Hub at the server's address."""
+    return {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HUB_DISABLE_XET": "1",
@@ -163,8 +170,13 @@ def run(hub: Hub, uri: str, cache: Path, *, fetch: bool = False, offline: bool =
         "HF_HUB_OFFLINE": "1" if offline else "0",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
+
+
+def run(hub: Hub, uri: str, cache: Path, *, fetch: bool = False, offline: bool = False) -> dict[str, Any]:
+    """describe (and fetch) in a process of its own."""
     command = [sys.executable, "-c", _SCRIPT, uri, str(cache), *(["fetch"] if fetch else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    around = environment(hub, cache, offline=offline)
+    done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout
     found: dict[str, Any] = json.loads(done.stdout)
@@ -290,10 +302,7 @@ def test_a_dataset_is_a_text(hub: Hub, tmp_path: Path) -> None:
         "found = text.fetch(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))\n"
         "print(found.name, repr(found.path.read_text()))"
     )
-    environment = {
-        **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }  # fmt: skip
+    around = environment(hub, tmp_path)
     command = [
         sys.executable,
         "-c",
@@ -303,9 +312,34 @@ def test_a_dataset_is_a_text(hub: Hub, tmp_path: Path) -> None:
         tmp_path,
     ]
     for _ in range(2):  # on line, then from the cache
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         name, _, text = done.stdout.strip().partition(" ")
         assert name == f"hf-dataset://org/wiki@{COMMIT}/raw/test?column=text"
         assert text == repr(" \n = A = \n \n words , and more \n")
-        environment["HF_HUB_OFFLINE"] = "1"
+        around["HF_HUB_OFFLINE"] = "1"
+
+
+def quantkit(hub: Hub, cache: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "quantkit", *map(str, words)]
+    around = environment(hub, cache)
+    return subprocess.run(command, env=around, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_lock_pins_a_branch_and_knows_its_files_before_they_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    recipe = tmp_path / "pico.yaml"
+    recipe.write_text("source: hf://org/pico@main\ntargets: [{format: gguf, type: Q8_0}]\nchecks: false\n")
+    refused = quantkit(hub, tmp_path, "run", recipe, "--locked", "--work-dir", tmp_path / "build")
+    assert refused.returncode == 2
+    assert "quantkit lock" in refused.stderr
+    done = quantkit(hub, tmp_path, "lock", recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256(weights(hub)).hexdigest()
+    assert json.loads(done.stdout)["source"] == {
+        "uri": "hf://org/pico@main", "pinned": f"hf://org/pico@{COMMIT}", "digests": {"model.safetensors": digest}
+    }  # fmt: skip
+    assert max(size for name, _, size in hub.log if name == "model.safetensors") < len(weights(hub))
+    made = quantkit(hub, tmp_path, "run", recipe, "--locked", "--work-dir", tmp_path / "build", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["source"]["uri"] == f"hf://org/pico@{COMMIT}"
+    assert (tmp_path / "build/pico/pico.lock").read_text() == (tmp_path / "pico.lock").read_text()
