@@ -1,9 +1,9 @@
 """What is left of a run that is killed: SIGKILL at random moments of a recipe with three formats, run again until it ends.
 
-The same recipe is first run undisturbed. Then its process group is killed again and again, at moments drawn from the time that
-the undisturbed run took; a run that ends in between starts over in an empty folder. After every kill each file that has its final
-name is held against its final digest, and the published folder, where there is one, against its SHA256SUMS; at each end the
-digests of all artefacts against the undisturbed run's, and the journal is searched for steps that were finished twice.
+The same recipe is first run undisturbed. Then its process group is killed again and again, at moments drawn from the time
+that the undisturbed run took; a run that ends in between starts over in an empty folder. After every kill each file with its
+final name is held against its final digest, and the published folder, where there is one, against its SHA256SUMS; at each end
+the digests of all artefacts against the undisturbed run's, and the journal is searched for steps that were finished twice.
 
     python benchmarks/bench_kill.py [--quick] [--kills 30] [--seed 0] [--work FOLDER]
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,9 @@ def run(
     threads: Annotated[int, typer.Option(min=0, help="0: one per core")] = 0,
     force: Annotated[bool, typer.Option(help="make everything anew")] = False,
     locked: Annotated[bool, typer.Option("--locked", help="refuse a recipe without a lock that holds")] = False,
+    sign_key: Annotated[
+        Path | None, typer.Option(help="sign what is published with this private key (PEM, elliptic curve)")
+    ] = None,
     work_dir: WorkDir = Path("build"),
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +72,7 @@ def run(
         document = recipe_lock.apply(document, recipe_path, required=locked)
     elif locked:
         raise InputError("--locked is for a recipe with a source of its own: quantkit run RECIPE.yaml --locked")
-    options = Options(work_dir=work_dir, threads=threads, only=tuple(only or ()), force=force)
+    options = Options(work_dir=work_dir, threads=threads, only=tuple(only or ()), force=force, sign_key=sign_key)
     with shown(err) as progress:
         manifest = runs.convert(document, options, progress)
     screen.show_result(err, manifest, options.folder(document.name))
@@ -122,6 +126,27 @@ def lock(
         _print(found.model_dump(mode="json"))
     else:
         screen.show_lock(page, found, path)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="a published folder")],
+    key: Annotated[Path | None, typer.Option(help="the public key that it must be signed by")] = None,
+    source: Annotated[str | None, typer.Option(help="where the source lies now, if not where the manifest says")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="tensors of every GGUF to derive from the source again")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="chooses them")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check a published folder's digests and signature, and derive a sample of its tensors from the source, bit for bit."""
+    from quantkit import provenance
+
+    with shown(err) as progress:
+        found = provenance.verify(folder, provenance.Asked(key, source, sample, seed), Options().workers, progress)
+    if as_json:
+        _print([asdict(result) for result in found])
+    else:
+        screen.show_checks(page, found)
+    provenance.judge(folder, found)
 
 
 @app.command(name="doctor")

@@ -19,6 +19,7 @@ class Options:
     threads: int = 0  # 0: one per core
     only: tuple[str, ...] = ()  # names or types of targets; none: all
     force: bool = False  # keep nothing of earlier runs
+    sign_key: Path | None = None  # a private key that signs what is published
 
     @property
     def workers(self) -> int:

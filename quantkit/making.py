@@ -74,13 +74,14 @@ def _importance(arrays: Mapping[str, Any]) -> dict[str, Importance]:
 
 
 def importance_of(job: Job, target: GgufTarget, observed: Mapping[str, Importance]) -> dict[str, Importance]:
-    """What weighs a target's errors, under GGUF names: the calibration's, an imatrix file's, or nothing.
+    """What weighs a target's errors, under GGUF names: the calibration's, an imatrix file's, or nothing. The calibration's is
+    taken as its file holds it, so that codes can be derived from that file again.
 
     Raises SourceError for a file that is not of this model.
     """
     if isinstance(target.imatrix, str):
         return layout.read_importance(job.snapshot, Path(target.imatrix).expanduser())
-    return layout.importance(job.snapshot, observed) if target.imatrix else {}
+    return imatrix.as_written(layout.importance(job.snapshot, observed)) if target.imatrix else {}
 
 
 def write_importance(job: Job, observed: Mapping[str, Importance]) -> ImportanceRecord | None:

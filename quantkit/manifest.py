@@ -162,6 +162,7 @@ class Manifest(_Frozen):
     source: SourceRecord
     machine: MachineRecord
     text: dict[str, str]  # name -> sha256 of the evaluation text
+    calibration: dict[str, str] = {}  # name -> sha256 of its texts
     targets: list[TargetRecord]
     importance: ImportanceRecord | None = None
     published: list[str] = []

@@ -32,6 +32,7 @@ from quantkit.job import DEFAULTS, Job, Options
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan
 from quantkit.progress import silent
+from quantkit.publish import signature
 from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
 from quantkit.source import text
@@ -48,6 +49,8 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
     snapshot = source.describe(document.recipe.source)
     plan = make_plan(document, snapshot, options)
     planning.refuse(plan)
+    if options.sign_key is not None and (obstacle := signature.obstacle(options.sign_key)) is not None:
+        raise InputError(obstacle)
     with workspace.locked(options.folder(document.name)) as work:
         if options.force:
             workspace.empty(work)
@@ -65,7 +68,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             results = checked.verify_all(job, targets, artefacts, asked, codes, observed)
         manifest = sealing.seal(job, document, plan, results, importance)
         if sealing.passed(manifest):
-            manifest = publishing.publish(job, manifest)
+            manifest = publishing.publish(job, manifest, options.sign_key)
     return manifest
 
 

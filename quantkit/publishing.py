@@ -9,11 +9,11 @@ from quantkit import sealing
 from quantkit.destinations import Destination, FolderPublish, HubPublish, OciPublish
 from quantkit.job import Job
 from quantkit.manifest import Manifest
-from quantkit.publish import folder
+from quantkit.publish import folder, signature
 
 
-def publish(job: Job, manifest: Manifest) -> Manifest:
-    """Every file of the build that a user wants, to each of the recipe's destinations.
+def publish(job: Job, manifest: Manifest, sign_key: Path | None = None) -> Manifest:
+    """Every file of the build that a user wants, to each of the recipe's destinations, signed where there is a key.
 
     Returns the manifest that says so; where publishing fails, the build keeps the one that does not.
     """
@@ -21,8 +21,12 @@ def publish(job: Job, manifest: Manifest) -> Manifest:
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
     try:
         names = [*(file.name for file in said.files), *sealing.write(job, said)]
+        files = {name: job.work / name for name in names}
+        if sign_key is not None:
+            signature.sign(files, sign_key, job.work / signature.NAME)
+            files[signature.NAME] = job.work / signature.NAME
         for destination in job.recipe.publish:
-            send({name: job.work / name for name in names}, destination, version)
+            send(files, destination, version)
     except BaseException:
         sealing.write(job, manifest)
         raise

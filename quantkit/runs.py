@@ -90,6 +90,7 @@ def _key(document: Document, options: Options) -> str | None:
         lock=document.lock and document.lock.model_dump(),
         only=options.only,
         threads=options.workers,
+        sign_key=options.sign_key,
         files=files,
         machine=machine.describe().model_dump(include={"cpu", "python", "versions"}),
         quantkit=(__version__, _stamps(sorted(Path(__file__).parent.rglob("*.py")))),

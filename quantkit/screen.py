@@ -15,7 +15,7 @@ from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan, size
 from quantkit.recipe_lock import Lock
 from quantkit.report import table
-from quantkit.values import Row
+from quantkit.values import CheckResult, Row
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -97,6 +97,12 @@ def show_lock(console: Console, lock: Lock, path: Path) -> None:
         digests = ", ".join(f"{name} {digest[:12]}" for name, digest in pin.digests.items())
         console.print(f"{pin.uri}\n    {pin.pinned}: {digests}", highlight=False, markup=False)
     console.print(f"written to {path}: commit it beside the recipe", highlight=False, markup=False)
+
+
+def show_checks(console: Console, found: Iterable[CheckResult]) -> None:
+    for result in found:
+        mark = {"pass": "ok  ", "fail": "FAIL"}.get(result.verdict, "    ")
+        console.print(f"{mark}  {result.check}: {result.summary}", highlight=False, markup=False)
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import UTC, datetime
 
 from quantkit.codecs import gguf_config
@@ -10,8 +11,10 @@ from quantkit.formats.gguf import naming
 from quantkit.job import Job
 from quantkit.manifest import ImportanceRecord, MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
+from quantkit.recipe import SELF
 from quantkit.recipe_file import Document
-from quantkit.report import card, html, machine
+from quantkit.report import bom, card, html, machine
+from quantkit.source import text
 from quantkit.values import Snapshot
 from quantkit.verification import Results
 from quantkit.version import __version__
@@ -32,6 +35,7 @@ def seal(job: Job, document: Document, plan: Plan, results: Results, importance:
         source=_source(document, plan, job.snapshot),
         machine=_machine(results),
         text=dict(results.text),
+        calibration=_calibration(job),
         targets=list(results.targets),
         importance=importance,
     )
@@ -60,6 +64,7 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
         f"{manifest.recipe.name}.yaml": manifest.recipe.text,
+        "bom.cdx.json": json.dumps(bom.bom(manifest), indent=2) + "\n",
     }
     if manifest.recipe.lock is not None:
         found[f"{manifest.recipe.name}.lock"] = manifest.recipe.lock + "\n"
@@ -68,6 +73,13 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
     digests |= {file.name: file.sha256 for file in manifest.files}
     return found | {"SHA256SUMS": card.sha256sums(digests)}
+
+
+def _calibration(job: Job) -> dict[str, str]:
+    """The digests of the texts that calibrated; what the model said itself is in the build folder alone."""
+    given = job.recipe.calibration.counts() if job.recipe.calibration else []
+    texts = [text.fetch(uri, job.work) for uri, _ in given if uri != SELF]
+    return {each.name: each.sha256 for each in texts}
 
 
 def _machine(results: Results) -> MachineRecord:

@@ -36,13 +36,14 @@ LAYERS = [
         "checked",
         "runs",
         "locking",
+        "provenance",
     },
     {"__init__"},
     {"cli"},
     {"__main__"},
 ]
 STAGES = LAYERS[5]
-LAZY = {"torch", "transformers", "onnx", "llama_cpp", "onnxruntime", "accelerate", "pyarrow"}
+LAZY = {"torch", "transformers", "onnx", "llama_cpp", "onnxruntime", "accelerate", "pyarrow", "model_signing"}
 
 
 def area(module):

@@ -6,6 +6,7 @@ this reader takes 0.07 s; that is why there is one. Layout: ggml's docs/gguf.md;
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _NUMBERS = {
     "FLOAT32": (6, "f"), "BOOL": (7, "?"), "UINT64": (10, "Q"), "INT64": (11, "q"), "FLOAT64": (12, "d"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_LARGE = 1 << 20  # bytes; what is longer is held against the file's length first
 _KINDS = {number: name for name, (number, _) in _NUMBERS.items()} | {_STRING: "STRING", _ARRAY: "ARRAY"}
 
 
@@ -82,6 +84,8 @@ def read(path: Path) -> Header:
 
 
 def _take(file: BinaryIO, count: int) -> bytes:
+    if count > _LARGE and count > os.fstat(file.fileno()).st_size:  # a damaged count: not a byte is reserved for it
+        raise EOFError(f"{count} bytes wanted")
     data = file.read(count)
     if len(data) != count:
         raise EOFError(f"{count} bytes wanted, {len(data)} left")

@@ -7,7 +7,7 @@ GGUF: for every tensor "<name>.in_sum2", the sums of x^2 (matrices, width), "<na
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,33 @@ def write(path: Path, found: Mapping[str, Importance], *, datasets: Sequence[str
     writer.add_array("imatrix.datasets", list(datasets))
     writer.add_uint32("imatrix.chunk_count", chunks)
     writer.add_uint32("imatrix.chunk_size", chunk_size)
-    for name, value in found.items():
-        counts = np.maximum(value.counts, 1).astype(np.float32).reshape(-1, 1)
-        for suffix, means in ((_SQUARES, value.squares), (_SUMS, value.means)):
-            if means is not None:
-                writer.add_tensor(f"{name}{suffix}", (means.reshape(len(counts), -1) * counts).astype(np.float32))
-        writer.add_tensor(f"{name}{_COUNTS}", counts)
+    for name, (squares, sums, counts) in _all_summed(found):
+        for suffix, array in ((_SQUARES, squares), (_SUMS, sums), (_COUNTS, counts)):
+            if array is not None:
+                writer.add_tensor(f"{name}{suffix}", array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def as_written(found: Mapping[str, Importance]) -> dict[str, Importance]:
+    """What `read` gives of what `write` was given: sums round, and codes are to follow from the file alone."""
+    return {name: _divided(squares, sums, counts.reshape(-1)) for name, (squares, sums, counts) in _all_summed(found)}
+
+
+def _all_summed(found: Mapping[str, Importance]) -> Iterator[tuple[str, tuple[F32, F32 | None, F32]]]:
+    return ((name, _summed(value)) for name, value in found.items())
+
+
+def _summed(value: Importance) -> tuple[F32, F32 | None, F32]:
+    """Sums of x^2 and of x (matrices, width), and rows (matrices, 1)."""
+    counts = np.maximum(value.counts, 1).astype(np.float32).reshape(-1, 1)
+
+    def total(means: F32) -> F32:
+        return (means.reshape(len(counts), -1) * counts).astype(np.float32)
+
+    return total(value.squares), None if value.means is None else total(value.means), counts
 
 
 def read(path: Path) -> dict[str, Importance]:

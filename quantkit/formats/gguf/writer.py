@@ -172,6 +172,17 @@ def _encode_slab(
         raise WeightError(f"{placement.source}, of rows {start} to {stop - 1}: {error}") from error
 
 
+def encoded(row: Row, snapshot: Snapshot, importance: Importance | None, threads: int) -> U8:
+    """What `write` puts into a file for a planned tensor whose codes nobody chose: its packed rows, in GGUF's order."""
+    if row.source is None:
+        return layout.extra_tensors(snapshot)[row.name].reshape(1, -1).view(np.uint8)
+    with ThreadPoolExecutor(threads) as pool:
+        tensor = _encode(row, layout.placements(snapshot)[row.name], snapshot.weights, importance, pool)
+        for task in tensor.tasks:
+            task.result()
+    return _in_gguf_order(tensor)
+
+
 def _in_gguf_order(tensor: _Tensor) -> U8:
     """The packed rows as GGUF orders them; a vector has been read so."""
     if tensor.placement is None or tensor.placement.reorder is None or len(tensor.row.shape) == 1:

@@ -1,0 +1,175 @@
+"""Whether a published folder is what it says: its digests, its signature, and tensors derived from the source once more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from random import Random
+
+import numpy as np
+from pydantic import ValidationError
+
+from quantkit import recipe_file, source, workspace
+from quantkit.checks.verdict import Verdict
+from quantkit.codecs import gguf_kv
+from quantkit.errors import CheckFailed, InputError
+from quantkit.formats.gguf import layout, writer
+from quantkit.manifest import Manifest, TargetRecord, TensorRecord
+from quantkit.publish import signature
+from quantkit.report import machine
+from quantkit.targets import GgufTarget
+from quantkit.values import U8, CheckResult, Importance, Progress, Row, Snapshot
+
+SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """key: a public key. source: where the source lies now, in place of the manifest's. sample: tensors of every GGUF to derive
+    again, 0 for none; those of `seed`."""
+
+    key: Path | None = None
+    source: str | None = None
+    sample: int = 8
+    seed: int = 0
+
+
+def verify(folder: Path, asked: Asked, threads: int, progress: Progress) -> list[CheckResult]:
+    """Every check of a published folder. Raises InputError for a folder without manifest or SHA256SUMS, and the errors of
+    source.describe and source.fetch where tensors are to be derived from a source that cannot be had."""
+    folder = folder.resolve()
+    manifest, sums = _manifest(folder), _sums(folder)
+    whole = _check_digests(folder, manifest, sums)
+    found = [whole, _check_recipe(manifest), _check_signature(folder, asked.key)]
+    if asked.sample and whole.verdict == "pass":
+        found += _derive(folder, manifest, asked, threads, progress)
+    return found
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.read(folder / "manifest.json")
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{folder} has no manifest.json of quantkit's: {error}") from error
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder} has no {SUMS} that can be read: {error}") from error
+    found = {}
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if match is None or PurePosixPath(match[2]).is_absolute() or ".." in PurePosixPath(match[2]).parts:
+            raise InputError(f"{folder / SUMS}: {line!r} is no digest of a file within")
+        found[match[2]] = match[1]
+    return found
+
+
+def _check_digests(folder: Path, manifest: Manifest, sums: Mapping[str, str]) -> CheckResult:
+    wrong = [f"{name} is gone" for name in sums if not (folder / name).is_file()]
+    here = {name: workspace.digest(folder / name) for name in sums if (folder / name).is_file()}
+    wrong += [f"{name} has another digest" for name, digest in here.items() if digest != sums[name]]
+    wrong += [f"{file.name}: manifest and {SUMS} differ" for file in manifest.files if sums.get(file.name) != file.sha256]
+    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    strange = sorted(name for name in inside - sums.keys() - {SUMS, signature.NAME} if not name.startswith("."))
+    wrong += [f"{name} is listed nowhere" for name in strange]
+    return _result("digests", wrong, f"{len(sums)} files are as {SUMS} and manifest.json say")
+
+
+def _check_recipe(manifest: Manifest) -> CheckResult:
+    """Whether the recipe as typed is the one whose digest the manifest has; a locked one has other URIs than were typed."""
+    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json").recipe
+    named = {target.name for target in recipe.targets}
+    wrong = [f"{target.name} is no target of its recipe" for target in manifest.targets if target.name not in named]
+    if manifest.recipe.lock is None and recipe.whole_digest() != manifest.recipe.digest:
+        wrong.append("the recipe has another digest than the manifest says")
+    return _result("recipe", wrong, f"recipe {manifest.recipe.digest[:12]} names these targets")
+
+
+def _check_signature(folder: Path, key: Path | None) -> CheckResult:
+    signed = (folder / signature.NAME).is_file()
+    if key is None:
+        said = "signed: give the public key with --key to verify it" if signed else "not signed"
+        return CheckResult("signature", "report", said, {}, {}, "model-signing")
+    if not signed:
+        return _result("signature", [f"there is no {signature.NAME}, and a key was given"], "", engine="model-signing")
+    wrong = signature.verify(folder, key)
+    return _result("signature", [wrong] if wrong else [], f"{signature.NAME} is by this key", engine="model-signing")
+
+
+def _derive(folder: Path, manifest: Manifest, asked: Asked, threads: int, progress: Progress) -> Iterator[CheckResult]:
+    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json").recipe
+    said = manifest.source
+    uri = asked.source or (f"hf://{said.repo}@{said.commit}" if said.kind == "hub" else said.uri)
+    snapshot = source.fetch(source.describe(uri), progress)
+    if dict(snapshot.digests) != said.digests:
+        yield _result("source", [f"{uri} is another checkpoint than the manifest's"], "")
+        return
+    yield _result("source", [], f"{uri} is the checkpoint that the manifest names")
+    here = machine.describe().cpu_class
+    for target in manifest.targets:
+        named = next(each for each in recipe.targets if each.name == target.name)
+        if not isinstance(named, GgufTarget) or named.codes == "gptq":
+            why = "its codes follow from a whole run: quantkit run its recipe and compare digests"
+            yield CheckResult(f"derivation {target.name}", "report", why, {}, {}, "quantkit")
+            continue
+        wrong, count = _derive_target(folder, manifest, named, target, snapshot, asked, threads)
+        also = "" if here == manifest.machine.cpu_class else f" (made on {manifest.machine.cpu_class}, this is {here})"
+        good = f"{count} tensors of {len(target.tensors)} derived from the source bit for bit"
+        yield _result(f"derivation {target.name}", [each + also for each in wrong], good)
+
+
+def _derive_target(
+    folder: Path, manifest: Manifest, named: GgufTarget, target: TargetRecord, snapshot: Snapshot, asked: Asked, threads: int
+) -> tuple[list[str], int]:
+    """What differs, and how many tensors were derived."""
+    importance: Mapping[str, Importance] = {}
+    if named.imatrix:
+        shipped = manifest.importance.file.name if manifest.importance else str(named.imatrix)
+        path = folder / shipped if manifest.importance and named.imatrix is True else Path(shipped).expanduser()
+        if not path.is_file():
+            return [f"{path} is not there, by which its codes were weighed"], 0
+        importance = layout.read_importance(snapshot, path)
+    held = _tensors([folder / file.name for file in target.files])
+    chosen = Random(asked.seed).sample(target.tensors, min(asked.sample, len(target.tensors)))
+    wrong = []
+    for tensor in chosen:
+        packed = writer.encoded(_row(tensor), snapshot, importance.get(tensor.name), threads)
+        path, offset = held[tensor.name]
+        stored: U8 = np.fromfile(path, np.uint8, tensor.nbytes, offset=offset)
+        if not np.array_equal(packed.reshape(-1).view(np.uint8), stored):
+            wrong.append(f"{tensor.name} is not what the source and the recipe give")
+    return wrong, len(chosen)
+
+
+def _row(tensor: TensorRecord) -> Row:
+    return Row(
+        tensor.name, tensor.source, tuple(tensor.shape), tensor.source_dtype, tensor.type, tensor.wanted, tensor.reason,
+        tensor.nbytes,
+    )  # fmt: skip
+
+
+def _tensors(paths: Sequence[Path]) -> dict[str, tuple[Path, int]]:
+    """Where each tensor's bytes begin, by name, in the files of a GGUF."""
+    found: dict[str, tuple[Path, int]] = {}
+    for path in paths:
+        header = gguf_kv.read(path)
+        found |= {record.name: (path, header.data_offset + record.offset) for record in header.tensors}
+    return found
+
+
+def _result(check: str, wrong: Sequence[str], good: str, *, engine: str = "quantkit") -> CheckResult:
+    verdict: Verdict = "fail" if wrong else "pass"
+    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    return CheckResult(check, verdict, "; ".join(wrong[:5]) + more if wrong else good, {}, {}, engine)
+
+
+def judge(folder: Path, found: Sequence[CheckResult]) -> None:
+    """Raise CheckFailed where a check failed."""
+    if failed := [f"{result.check}: {result.summary}" for result in found if result.verdict == "fail"]:
+        raise CheckFailed("\n  ".join([f"{folder} is not what it says", *failed]))
