@@ -44,12 +44,12 @@ def convert(
     has its own `publish` and `checks`. threads: 0 is one per core.
     Raises CheckFailed after the report was written, and every other error of `quantkit.errors`.
     """
-    from quantkit import pipeline
+    from quantkit import pipeline, sealing
 
     document = _document(recipe_or_source, format, type, out, checks)
     options = _options(only, threads, force, work_dir)
     manifest = pipeline.convert(document, options)
-    pipeline.judge(manifest, pipeline.build_folder(document, options))
+    sealing.judge(manifest, pipeline.build_folder(document, options))
     return manifest
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from quantkit import doctor, pipeline, recipe_file, screen
+from quantkit import doctor, pipeline, publishing, recipe_file, screen, sealing
 from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
@@ -71,7 +72,7 @@ def run(
     if as_json:
         _print(manifest.model_dump(mode="json"))
     try:
-        pipeline.judge(manifest, pipeline.build_folder(document, options))
+        sealing.judge(manifest, pipeline.build_folder(document, options))
     except QuantkitError as error:  # the manifest is the one JSON document here
         _say(str(error))
         raise typer.Exit(error.exit_code) from error
@@ -95,6 +96,28 @@ def plan(
         _print(made.as_json())
     else:
         screen.show_plan(page, made)
+
+
+@app.command()
+def publish(
+    build: Annotated[Path, typer.Argument(metavar="BUILD_FOLDER", help="build/<recipe> of a run whose gates passed")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go where, without the network")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a finished build to its recipe's destinations, or finish what a run could not."""
+    if dry_run:
+        outline = publishing.outline(build)
+        if as_json:
+            _print(asdict(outline))
+        else:
+            screen.show_outline(page, outline)
+        return
+    with shown(err) as progress:
+        addresses = publishing.finish(build, progress)
+    if as_json:
+        _print([{"destination": place, "address": address} for place, address in addresses.items()])
+    else:
+        screen.show_addresses(page, addresses)
 
 
 @app.command(name="doctor")

@@ -24,7 +24,7 @@ from quantkit import (
     verification,
     workspace,
 )
-from quantkit.errors import CheckFailed, InputError, UnresolvedError
+from quantkit.errors import InputError
 from quantkit.formats.gguf import layout, naming
 from quantkit.formats.gptq import layout as gptq_layout
 from quantkit.formats.onnx import layout as onnx_layout
@@ -61,7 +61,7 @@ DEFAULTS = Options()
 
 
 def convert(document: Document, options: Options = DEFAULTS, progress: Progress = silent) -> Manifest:
-    """Run a recipe to its end and return the manifest; `judge` raises for one that did not pass.
+    """Run a recipe to its end and return the manifest; `sealing.judge` raises for one that did not pass.
 
     Everything is made in `build_folder`; it is published only when every gate of every target has passed.
     """
@@ -128,20 +128,6 @@ def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str) -> T
     if target.format == "gptq":
         return gptq_layout.plan(target, digest, snapshot, name)
     return layout.plan(target, digest, snapshot, name)
-
-
-def judge(manifest: Manifest, work: Path) -> None:
-    """Raise CheckFailed (exit 3) or UnresolvedError (exit 4) for a manifest that did not pass."""
-    lines = [
-        f"{target.name}: {check.check}: {check.summary}"
-        for target in manifest.targets
-        for check in target.checks
-        if check.verdict == manifest.verdict
-    ]
-    if manifest.verdict == "fail":
-        raise CheckFailed("\n  ".join([f"a check failed; nothing was published, {work} holds files and report", *lines]))
-    if manifest.verdict == "unresolved":
-        raise UnresolvedError("\n  ".join([f"a gate cannot be decided; nothing was published, {work} has the report", *lines]))
 
 
 def build_folder(document: Document, options: Options) -> Path:
