@@ -142,9 +142,8 @@ def _asked(headers: Any) -> float | None:
 
 def _said(error: BaseException) -> str:
     """What the Hub said of it, fit to print: `: its words`, or nothing."""
-    words = next((found for each in _chain(error) if (found := getattr(each, "server_message", None))), None)
-    if words is None:
-        words = str(error) if _refused(error) else ""
+    told = (getattr(each, "server_message", None) for each in _chain(error))
+    words = str(error) if _refused(error) else next(filter(None, told), "")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if secret := os.environ.get(name, "").strip():
             words = words.replace(secret, "***")
