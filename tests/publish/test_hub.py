@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hub_server import SECRET, Fault, Repo, WritableHub
 from huggingface_hub import constants
@@ -51,7 +50,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Writable
     found.shutdown()
     thread.join()
     found.server_close()
-    huggingface_hub.close_session()
 
 
 @pytest.fixture
