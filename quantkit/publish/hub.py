@@ -124,6 +124,8 @@ def _contents(files: Mapping[str, Path]) -> dict[str, _Content]:
 def _attempt(api: Any, contents: Mapping[str, _Content], destination: HubPublish, message: str, progress: Progress) -> str:
     """The whole way once, from what the branch holds now."""
     title, _, description = message.partition("\n")
+    if destination.pull_request and destination.branch != "main":
+        title = f"{title} (for {destination.branch})"  # the Hub's list does not say what a pull request is for
     held, revision = _reach(api, destination), destination.branch
     proposal = _proposal(api, destination.hub, title) if destination.pull_request else None
     if proposal is not None:
@@ -144,7 +146,7 @@ def _attempt(api: Any, contents: Mapping[str, _Content], destination: HubPublish
         create_pr=proposing,
         parent_commit=held.commit,
     )
-    _verify(_look(api, destination.hub, made.pr_revision or made.oid), contents, stale, destination)
+    _verify(_look(api, destination.hub, made.pr_revision or (revision if proposal else made.oid)), contents, stale, destination)
     address = made.pr_url or (proposal.url if proposal is not None else made.commit_url)
     return str(address)
 

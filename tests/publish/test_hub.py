@@ -139,6 +139,9 @@ def test_a_pull_request_is_opened_once_and_then_brought_up_to_date(
     assert held(repo, "refs/pr/1") == content(files)
     repo.proposals[0]["author"]["name"] = "a stranger"
     assert publish(files, place).endswith("/discussions/2")
+    branch = HubPublish(hub="org/demo", pull_request=True, branch="v2")
+    assert publish(files, branch).endswith("/discussions/3")
+    assert publish(files, branch).endswith("/discussions/3")
 
 
 def test_stale_files_of_ours_go_and_others_stay(server: WritableHub, build: Callable[..., dict[str, Path]]) -> None:
@@ -194,6 +197,18 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(
     assert len(repo.messages) == 1
     assert held(repo, "refs/pr/1" if proposing else "main") == content(build())
     assert pauses == [1.0]
+
+
+def test_what_arrived_before_a_publish_broke_off_is_not_sent_again(
+    server: WritableHub, build: Callable[..., dict[str, Path]], pauses: list[float]
+) -> None:
+    server.faults.append(Fault("POST .*/commit/", 500, times=5))
+    with pytest.raises(UnresolvedError, match="files that arrived are not sent twice"):
+        publish(build())
+    assert (len(server.asked("PUT")), len(pauses), held(server.repos["org/demo"])) == (1, 4, {})
+    publish(build())
+    assert len(server.asked("PUT")) == 1
+    assert held(server.repos["org/demo"]) == content(build())
 
 
 def test_tries_end(server: WritableHub, build: Callable[..., dict[str, Path]], pauses: list[float]) -> None:
