@@ -149,6 +149,30 @@ def verify(
     provenance.judge(folder, found)
 
 
+@app.command()
+def publish(
+    build: Annotated[Path, typer.Argument(metavar="BUILD_FOLDER", help="build/<recipe> of a run whose gates passed")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go where, without the network")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a finished build to its recipe's destinations, or finish what a run could not."""
+    from quantkit import publishing
+
+    if dry_run:
+        outline = publishing.outline(build)
+        if as_json:
+            _print(asdict(outline))
+        else:
+            screen.show_outline(page, outline)
+        return
+    with shown(err) as progress:
+        addresses = publishing.finish(build, progress)
+    if as_json:
+        _print([{"destination": place, "address": address} for place, address in addresses.items()])
+    else:
+        screen.show_addresses(page, addresses)
+
+
 @app.command(name="doctor")
 def examine(as_json: AsJson = False) -> None:
     """Check the installation: engines, versions, CPU, memory and disk, with a remedy for each failure."""

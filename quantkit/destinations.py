@@ -22,7 +22,7 @@ class HubPublish(_Strict):
 
     hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="org/name; made where it is not there")
     private: bool = Field(True, description="of a repository that is made now; one that is there stays as it is")
-    branch: str = Field("main", min_length=1)
+    branch: str = Field("main", min_length=1, description="made from main where it is not there")
     pull_request: bool = Field(False, description="propose the files instead of committing them")
 
 

@@ -42,7 +42,7 @@ from quantkit.values import Artefact, Importance, Progress, Snapshot
 
 
 def convert(document: Document, options: Options = DEFAULTS, progress: Progress = silent) -> Manifest:
-    """Run a recipe to its end and return the manifest; `judge` raises for one that did not pass.
+    """Run a recipe to its end and return the manifest; `runs.judge` raises for one that did not pass.
 
     Everything is made in the build folder; it is published only when every gate of every target has passed.
     """

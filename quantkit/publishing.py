@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit import sealing
+from quantkit import recipe_file, runs, sealing, workspace
 from quantkit.destinations import Destination, FolderPublish, HubPublish, OciPublish
+from quantkit.errors import InputError
 from quantkit.job import Job
 from quantkit.manifest import Manifest
-from quantkit.publish import folder, signature
+from quantkit.publish import folder, hub, signature
+from quantkit.values import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """work: the folder of a finished build, its gates passed. licence: the licence's files, name -> text. sign_key: a private
+    key that signs what is published."""
+
+    work: Path
+    manifest: Manifest
+    licence: Mapping[str, str]
+    destinations: tuple[Destination, ...]
+    sign_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A file that would go to a destination, and how: by link, as LFS or as a regular file of git."""
+
+    destination: str
+    file: str
+    nbytes: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What publishing would do, and what keeps it from that."""
+
+    pieces: tuple[Piece, ...]
+    obstacles: tuple[str, ...]
 
 
 def publish(job: Job, manifest: Manifest, sign_key: Path | None = None) -> Manifest:
@@ -17,20 +51,53 @@ def publish(job: Job, manifest: Manifest, sign_key: Path | None = None) -> Manif
 
     Returns the manifest that says so; where publishing fails, the build keeps the one that does not.
     """
-    said = manifest.model_copy(update={"published": [place(each) for each in job.recipe.publish]})
-    version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
-    try:
-        names = [*(file.name for file in said.files), *sealing.write(job, said)]
-        files = {name: job.work / name for name in names}
-        if sign_key is not None:
-            signature.sign(files, sign_key, job.work / signature.NAME)
-            files[signature.NAME] = job.work / signature.NAME
-        for destination in job.recipe.publish:
-            send(files, destination, version)
-    except BaseException:
-        sealing.write(job, manifest)
-        raise
+    build = Build(job.work, manifest, job.snapshot.licence.files, job.recipe.publish, sign_key)
+    said, addresses = _publish(build, job.progress)
+    for address in addresses.values():
+        job.progress(f"published {address}", 1, 1)
     return said
+
+
+def finish(work: Path, progress: Progress) -> dict[str, str]:
+    """Publish a build folder that a run left: place -> address of what is there now.
+
+    What is there already is not brought again, so a run that got to half of its destinations is finished so. Raises what
+    `reopen` does, InputError for a destination that is out of reach as it stands, ResourceError where a run is at work.
+    """
+    _manifest(work)
+    (work / workspace.LOCK).touch()  # a build that was carried here may have come without its hidden files
+    with workspace.locked(work):
+        build = reopen(work)
+        if obstacles := [found for each in build.destinations if (found := obstacle(each)) is not None]:
+            raise InputError("\n".join(obstacles))
+        return _publish(build, progress)[1]
+
+
+def outline(work: Path) -> Outline:
+    """What `finish` would do, without the network. Raises what `reopen` does."""
+    build = reopen(work)
+    with tempfile.TemporaryDirectory() as place:
+        documents = sealing.write(Path(place), _said(build), build.licence)
+        files = {file.name: work / file.name for file in build.manifest.files} | {name: Path(place, name) for name in documents}
+        pieces = [piece for each in _ordered(build.destinations) for piece in _pieces(files, each)]
+    return Outline(tuple(pieces), tuple(found for each in build.destinations if (found := obstacle(each)) is not None))
+
+
+def reopen(work: Path) -> Build:
+    """A finished build, every file held against its manifest.
+
+    Raises InputError for a folder that is none, for a file that is missing or not what was built, and for a recipe that
+    names no destination; CheckFailed or UnresolvedError for a build whose gates did not pass.
+    """
+    manifest = _manifest(work)
+    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, f"the recipe in {work / hub.MANIFEST}").recipe
+    if not recipe.publish:
+        raise InputError(f"{work}: its recipe names no destination; add `publish:` to the recipe, and run it again")
+    runs.judge(manifest, work)
+    for file in manifest.files:
+        _verify(work, file.name, file.sha256, file.nbytes)
+    licence = dict(_licence(work, manifest))
+    return Build(work, manifest, licence, recipe.publish)
 
 
 def place(destination: Destination) -> str:
@@ -39,19 +106,109 @@ def place(destination: Destination) -> str:
         case FolderPublish():
             return destination.folder
         case HubPublish():
-            return f"hf://{destination.hub}@{destination.branch}"
+            return f"hf://{destination.hub}@{destination.branch}" + (" (pull request)" if destination.pull_request else "")
         case OciPublish():
             return f"oci://{destination.oci}"
 
 
 def obstacle(destination: Destination) -> str | None:
     """What would keep `send` from it, as far as it can be seen without writing or the network; None if nothing."""
-    if isinstance(destination, FolderPublish):
-        return folder.obstacle(Path(destination.folder))
-    return f"{place(destination)}: publishing there is not possible yet; use a folder"
+    match destination:
+        case FolderPublish():
+            return folder.obstacle(Path(destination.folder))
+        case HubPublish():
+            return hub.obstacle(destination)
+        case OciPublish():
+            return f"{place(destination)}: publishing there is not possible yet; use a folder"
 
 
-def send(files: Mapping[str, Path], destination: Destination, version: str) -> None:
-    """Put files (name -> path) there."""
-    if isinstance(destination, FolderPublish):
-        folder.publish(files, Path(destination.folder), version)
+def send(files: Mapping[str, Path], destination: Destination, manifest: Manifest, progress: Progress) -> str:
+    """Put files (name -> path) there; the address of what is there now."""
+    match destination:
+        case FolderPublish():
+            version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
+            return str(folder.publish(files, Path(destination.folder), version))
+        case HubPublish():
+            return hub.publish(files, destination, message=_message(manifest), progress=progress)
+        case OciPublish():
+            raise InputError(str(obstacle(destination)))
+
+
+def _publish(build: Build, progress: Progress) -> tuple[Manifest, dict[str, str]]:
+    """The manifest as published, and place -> address; folders first, as they cost nothing and need no network."""
+    said = _said(build)
+    try:
+        names = [*(file.name for file in said.files), *sealing.write(build.work, said, build.licence)]
+        files = {name: build.work / name for name in names}
+        signed = build.work / signature.NAME
+        if build.sign_key is not None:
+            signature.sign(files, build.sign_key, signed)
+        if signed.is_file():
+            files[signature.NAME] = signed
+        return said, {place(each): send(files, each, said, progress) for each in _ordered(build.destinations)}
+    except BaseException:
+        sealing.write(build.work, build.manifest, build.licence)
+        raise
+
+
+def _said(build: Build) -> Manifest:
+    return build.manifest.model_copy(update={"published": [place(each) for each in build.destinations]})
+
+
+def _ordered(destinations: tuple[Destination, ...]) -> list[Destination]:
+    return sorted(destinations, key=lambda each: not isinstance(each, FolderPublish))
+
+
+def _pieces(files: Mapping[str, Path], destination: Destination) -> Iterator[Piece]:
+    match destination:
+        case FolderPublish():
+            for name, path in sorted(files.items()):
+                yield Piece(place(destination), name, path.stat().st_size, "link")
+        case HubPublish():
+            for name, nbytes, how in hub.plan(files, destination):
+                yield Piece(place(destination), name, nbytes, how)
+        case OciPublish():
+            return
+
+
+def _message(manifest: Manifest) -> str:
+    """Of a commit: the recipe, what it made and of what; then where that came from."""
+    source = manifest.source
+    title = f"{manifest.recipe.name}: {source.repo or source.name} quantised by quantkit {manifest.quantkit}"
+    commit = f" at commit {source.commit}" if source.commit else ""
+    return f"{title}\nSource: {source.uri if source.kind == 'hub' else source.repo or source.name}{commit}"
+
+
+def _manifest(work: Path) -> Manifest:
+    """The manifest of a build folder. Raises InputError for a folder without one."""
+    path = work / hub.MANIFEST
+    try:
+        return Manifest.read(path)
+    except OSError as error:
+        raise InputError(f"{work} is no finished build: {path} cannot be read; give build/<recipe> of a run") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no manifest of this quantkit's; run the recipe again") from error
+
+
+def _licence(work: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """The licence's files: what SHA256SUMS lists beside the artefacts and the documents made of the manifest."""
+    try:
+        sums = folder.listed((work / folder.SUMS).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{work / folder.SUMS} cannot be read: {error.strerror}; run the recipe again") from error
+    made = {file.name for file in manifest.files} | sealing.documents(manifest, {}).keys()
+    for name in sums.keys() - made:
+        _verify(work, name, sums[name])
+        yield name, (work / name).read_bytes().decode("utf-8")
+
+
+def _verify(work: Path, name: str, sha256: str, nbytes: int | None = None) -> None:
+    """Raise InputError unless the build folder's file is what was recorded."""
+    path = work / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing, the build lists it; run the recipe again")
+    size = path.stat().st_size
+    if nbytes is not None and size != nbytes:
+        raise InputError(f"{path} has {size} bytes, {nbytes} were built; run the recipe again")
+    if (found := workspace.digest(path)) != sha256:
+        raise InputError(f"{path} changed since it was built: sha256 {found}, {sha256} was built; run the recipe again")

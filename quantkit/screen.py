@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,9 @@ from quantkit.planning import Plan, TargetPlan, size
 from quantkit.recipe_lock import Lock
 from quantkit.report import table
 from quantkit.values import CheckResult, Row
+
+if TYPE_CHECKING:
+    from quantkit.publishing import Outline
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -86,8 +90,9 @@ def _ranges(rows: Sequence[Row]) -> str:
 def show_result(console: Console, manifest: Manifest, work: Path) -> None:
     """The closing table of a run, and where everything is."""
     table.draw(manifest, console)
-    for folder in manifest.published:
-        console.print(f"published to {folder}: open {folder}/report.html", highlight=False, markup=False)
+    for place in manifest.published:
+        hint = "" if "://" in place else f": open {place}/report.html"
+        console.print(f"published to {place}{hint}", highlight=False, markup=False)
     if not manifest.published:
         console.print(f"made in {work}: open {work}/report.html", highlight=False, markup=False)
 
@@ -103,6 +108,23 @@ def show_checks(console: Console, found: Iterable[CheckResult]) -> None:
     for result in found:
         mark = {"pass": "ok  ", "fail": "FAIL"}.get(result.verdict, "    ")
         console.print(f"{mark}  {result.check}: {result.summary}", highlight=False, markup=False)
+
+
+def show_outline(console: Console, outline: Outline) -> None:
+    """What publishing would bring where, and what keeps it from that."""
+    listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("destination", "file", "bytes", "how"):
+        listing.add_column(heading, overflow="fold", justify="right" if heading == "bytes" else "left")
+    for piece in outline.pieces:
+        listing.add_row(escape(piece.destination), escape(piece.file), f"{piece.nbytes:,}", piece.how)
+    console.print(listing, highlight=False)
+    for obstacle in outline.obstacles:
+        console.print(f"MISSING {obstacle}", style="red", highlight=False, markup=False)
+
+
+def show_addresses(console: Console, addresses: Mapping[str, str]) -> None:
+    for place, address in addresses.items():
+        console.print(f"published to {place}: {address}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_findings(console: Console, findings: Iterable[Finding]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 from quantkit.codecs import gguf_config
 from quantkit.formats.gguf import naming
@@ -39,15 +41,15 @@ def seal(job: Job, document: Document, plan: Plan, results: Results, importance:
         targets=list(results.targets),
         importance=importance,
     )
-    write(job, manifest)
+    write(job.work, manifest, job.snapshot.licence.files)
     return manifest
 
 
-def write(job: Job, manifest: Manifest) -> tuple[str, ...]:
-    """The documents of a manifest into the build folder; their names."""
-    found = documents(manifest, job.snapshot)
+def write(work: Path, manifest: Manifest, licence: Mapping[str, str]) -> tuple[str, ...]:
+    """The documents of a manifest, and the licence's files (name -> text), into a folder; their names."""
+    found = documents(manifest, licence)
     for name, content in found.items():
-        with replacing(job.work / name) as temporary:
+        with replacing(work / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return tuple(found)
 
@@ -56,10 +58,10 @@ def passed(manifest: Manifest) -> bool:
     return manifest.verdict in ("pass", "unchecked")
 
 
-def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
+def documents(manifest: Manifest, licence: Mapping[str, str]) -> dict[str, str]:
     """What lies beside the artefacts: file name -> text."""
     found = {
-        **snapshot.licence.files,
+        **licence,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.errors import InputError, ResourceError
+from quantkit.publish import signature
 
 SUMS = "SHA256SUMS"
 _PARTIAL = ".partial-"
@@ -35,7 +36,7 @@ def publish(build_files: Mapping[str, Path], destination: Path, version: str) ->
     another run publishes there. Whatever happens before the switch, the old version stays in force.
     """
     destination = destination.absolute()
-    sums = _sums(build_files)
+    recorded = sums(build_files)
     if version.startswith(".") or "/" in version or not version:
         raise InputError(f"version {version!r} is no folder name; use letters, digits and dashes")
     store = _store(destination)
@@ -53,7 +54,7 @@ def publish(build_files: Mapping[str, Path], destination: Path, version: str) ->
         stage = store / f"{_PARTIAL}{version}"
         try:
             _fill(stage, build_files)
-            _verify(stage, sums)
+            _verify(stage, recorded)
             stage.rename(store / version)
             _sync(store)
             _switch(destination, Path(store.name) / version)
@@ -90,22 +91,27 @@ def _store(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}")
 
 
-def _sums(build_files: Mapping[str, Path]) -> dict[str, str]:
-    """SHA256SUMS, parsed; it must list the other files, all of them and no more."""
+def sums(build_files: Mapping[str, Path]) -> dict[str, str]:
+    """SHA256SUMS of the files to publish, name -> digest. Raises InputError unless it lists all the others, but for a signature
+    over it too, and no more."""
     if SUMS not in build_files:
         raise InputError(f"{SUMS} is not among the files to publish: {', '.join(sorted(build_files))}")
-    lines = build_files[SUMS].read_text(encoding="utf-8").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    names = set(build_files) - {SUMS}
-    if set(sums) != names:
-        raise InputError(f"{SUMS} and the files to publish differ in {', '.join(sorted(set(sums) ^ names))}")
+    found = listed(build_files[SUMS].read_text(encoding="utf-8"))
+    names = set(build_files) - {SUMS, signature.NAME}
+    if set(found) != names:
+        raise InputError(f"{SUMS} and the files to publish differ in {', '.join(sorted(set(found) ^ names))}")
     paths = {name: Path(name) for name in names}
     odd = [name for name, path in paths.items() if len(path.parts) > 3 or ".." in path.parts or path.is_absolute()]
     if odd:
         raise InputError(
             f"published files lie in one folder or at most two below it; these names do not: {', '.join(sorted(odd))}"
         )
-    return sums
+    return found
+
+
+def listed(text: str) -> dict[str, str]:
+    """The text of a SHA256SUMS, name -> digest."""
+    return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
 
 
 def _current(destination: Path, store: Path) -> str | None:
@@ -149,9 +155,9 @@ def _fill(stage: Path, build_files: Mapping[str, Path]) -> None:
         _sync(stage / name)
 
 
-def _verify(stage: Path, sums: Mapping[str, str]) -> None:
+def _verify(stage: Path, recorded: Mapping[str, str]) -> None:
     """Read back what lies in the stage: the sums must be those that the build stated."""
-    for name, digest in sums.items():
+    for name, digest in recorded.items():
         with (stage / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
