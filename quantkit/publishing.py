@@ -9,7 +9,8 @@ from quantkit import sealing
 from quantkit.destinations import Destination, FolderPublish, HubPublish, OciPublish
 from quantkit.job import Job
 from quantkit.manifest import Manifest
-from quantkit.publish import folder
+from quantkit.publish import folder, oci
+from quantkit.recipe import Recipe
 
 
 def publish(job: Job, manifest: Manifest) -> Manifest:
@@ -21,8 +22,12 @@ def publish(job: Job, manifest: Manifest) -> Manifest:
     version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
     try:
         names = [*(file.name for file in said.files), *sealing.write(job, said)]
+        files = {name: job.work / name for name in names}
         for destination in job.recipe.publish:
-            send({name: job.work / name for name in names}, destination, version)
+            if isinstance(destination, OciPublish):
+                oci.publish(files, tuple(job.snapshot.licence.files), said, destination, job.progress)
+            else:
+                send(files, destination, version)
     except BaseException:
         sealing.write(job, manifest)
         raise
@@ -40,10 +45,12 @@ def place(destination: Destination) -> str:
             return f"oci://{destination.oci}"
 
 
-def obstacle(destination: Destination) -> str | None:
+def obstacle(destination: Destination, recipe: Recipe) -> str | None:
     """What would keep `send` from it, as far as it can be seen without writing or the network; None if nothing."""
     if isinstance(destination, FolderPublish):
         return folder.obstacle(Path(destination.folder))
+    if isinstance(destination, OciPublish):
+        return oci.obstacle(destination, [target.label for target in recipe.targets if target.format == "gguf"])
     return f"{place(destination)}: publishing there is not possible yet; use a folder"
 
 

@@ -85,8 +85,9 @@ def _ranges(rows: Sequence[Row]) -> str:
 def show_result(console: Console, manifest: Manifest, work: Path) -> None:
     """The closing table of a run, and where everything is."""
     table.draw(manifest, console)
-    for folder in manifest.published:
-        console.print(f"published to {folder}: open {folder}/report.html", highlight=False, markup=False)
+    for place in manifest.published:
+        look = "" if "://" in place else f": open {place}/report.html"
+        console.print(f"published to {place}{look}", highlight=False, markup=False)
     if not manifest.published:
         console.print(f"made in {work}: open {work}/report.html", highlight=False, markup=False)
 
