@@ -11,7 +11,7 @@ from quantkit.job import Job
 from quantkit.manifest import ImportanceRecord, MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
 from quantkit.recipe_file import Document
-from quantkit.report import card, html, machine
+from quantkit.report import card, html, machine, ollama
 from quantkit.values import Snapshot
 from quantkit.verification import Results
 from quantkit.version import __version__
@@ -56,7 +56,8 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
         "README.md": card.card(manifest),
     }
     if any(target.format == "gguf" for target in manifest.targets):
-        found["Modelfile"] = card.modelfile(manifest)
+        ends = {"eos_token_id": snapshot.config.get("eos_token_id"), **snapshot.generation_config}
+        found["Modelfile"] = ollama.modelfile(manifest, snapshot.tokenizer, ends, snapshot.licence.files.values())
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
     digests |= {file.name: file.sha256 for file in manifest.files}
     return found | {"SHA256SUMS": card.sha256sums(digests)}
