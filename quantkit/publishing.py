@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantkit import sealing
@@ -10,7 +10,7 @@ from quantkit.destinations import Destination, FolderPublish, HubPublish, OciPub
 from quantkit.job import Job
 from quantkit.manifest import Manifest
 from quantkit.publish import folder, oci
-from quantkit.recipe import Recipe
+from quantkit.targets import Target
 
 
 def publish(job: Job, manifest: Manifest) -> Manifest:
@@ -25,7 +25,8 @@ def publish(job: Job, manifest: Manifest) -> Manifest:
         files = {name: job.work / name for name in names}
         for destination in job.recipe.publish:
             if isinstance(destination, OciPublish):
-                oci.publish(files, tuple(job.snapshot.licence.files), said, destination, job.progress)
+                pushed = oci.publish(files, tuple(job.snapshot.licence.files), said, destination, job.progress)
+                job.progress(f"pushed {pushed}", 1, 1)
             else:
                 send(files, destination, version)
     except BaseException:
@@ -45,12 +46,12 @@ def place(destination: Destination) -> str:
             return f"oci://{destination.oci}"
 
 
-def obstacle(destination: Destination, recipe: Recipe) -> str | None:
-    """What would keep `send` from it, as far as it can be seen without writing or the network; None if nothing."""
+def obstacle(destination: Destination, targets: Sequence[Target]) -> str | None:
+    """What would keep a build of `targets` from it, as far as can be seen without writing or the network; None if nothing."""
     if isinstance(destination, FolderPublish):
         return folder.obstacle(Path(destination.folder))
     if isinstance(destination, OciPublish):
-        return oci.obstacle(destination, [target.label for target in recipe.targets if target.format == "gguf"])
+        return oci.obstacle(destination, [target.label for target in targets if target.format == "gguf"])
     return f"{place(destination)}: publishing there is not possible yet; use a folder"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import ssl
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 _LONGEST_PAUSE = 60.0
 _TIMEOUT = 120.0
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
 _LOST = frozenset({404, 416})  # of an upload: it is gone, or is elsewhere than we think
 
 
@@ -94,8 +96,9 @@ def push_blob(registry: Registry, blob: Blob, progress: Progress) -> bool:
         answer = _transmit(registry, blob, upload)
         if isinstance(answer, _Answer) and answer.status == 201:
             break
-        if isinstance(answer, _Answer) and answer.status == 202:
-            upload = _further(upload, answer, min(upload.offset + upload.chunk, blob.nbytes))
+        whole = min(upload.offset + upload.chunk, blob.nbytes)
+        if isinstance(answer, _Answer) and answer.status == 202 and (came := _arrived(answer) or whole) > upload.offset:
+            upload = _Upload(_placed(registry, upload.url, answer), came, upload.chunk)
             failures = 0 if upload.offset > furthest else failures
             furthest = max(furthest, upload.offset)
             progress(f"pushing {blob.name}", upload.offset, blob.nbytes)
@@ -135,7 +138,7 @@ def _begin(registry: Registry) -> _Upload:
         raise _refused(registry, "the start of an upload", answer)
     least = answer.headers.get("OCI-Chunk-Min-Length", "")
     chunk = max(registry.chunk, int(least) if least.isdigit() else 0)
-    return _Upload(urljoin(registry.url("blobs/uploads/"), answer.headers["Location"]), 0, chunk)
+    return _Upload(_placed(registry, registry.url("blobs/uploads/"), answer), 0, chunk)
 
 
 def _transmit(registry: Registry, blob: Blob, upload: _Upload) -> _Answer | str:
@@ -148,17 +151,26 @@ def _transmit(registry: Registry, blob: Blob, upload: _Upload) -> _Answer | str:
     return _attempt(registry, "PATCH", upload.url, body, _OCTETS | span)
 
 
-def _further(upload: _Upload, answer: _Answer, offset: int) -> _Upload:
-    return _Upload(urljoin(upload.url, answer.headers.get("Location", upload.url)), offset, upload.chunk)
+def _placed(registry: Registry, url: str, answer: _Answer) -> str:
+    """Where an upload goes on. A registry behind a proxy that adds TLS may name itself without: TLS stays."""
+    location = urlsplit(urljoin(url, answer.headers.get("Location", url)))
+    root = urlsplit(registry.root)
+    return urlunsplit(location._replace(scheme=root.scheme) if location.netloc == root.netloc else location)
 
 
 def _resumed(registry: Registry, blob: Blob, upload: _Upload) -> _Upload | None:
     """The upload from where the registry has it, or a new one; None where the blob has arrived after all."""
     answer = _call(registry, "GET", upload.url)
-    arrived = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
-    if answer.status in (200, 202, 204) and arrived and 0 < int(arrived[1]) < blob.nbytes:
-        return _further(upload, answer, int(arrived[1]) + 1)
+    came = _arrived(answer)
+    if answer.status in (200, 202, 204) and came and came <= blob.nbytes:
+        return _Upload(_placed(registry, upload.url, answer), came, upload.chunk)
     return None if _present(registry, blob) else _begin(registry)
+
+
+def _arrived(answer: _Answer) -> int | None:
+    """How much of an upload the registry has; None where it does not say, or says 0-0, which some mean as nothing."""
+    said = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
+    return int(said[1]) + 1 if said and said[1] != "0" else None
 
 
 def _call(registry: Registry, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] = {}) -> _Answer:
@@ -192,7 +204,12 @@ def _attempt(registry: Registry, method: str, url: str, body: bytes | None, head
 
 def _ours(registry: Registry, url: str) -> Mapping[str, str]:
     """Who we are is told to the registry alone: an upload's address may lie elsewhere."""
-    return registry.authorization if urlsplit(url).netloc == urlsplit(registry.root).netloc else {}
+    return registry.authorization if _origin(url) == _origin(registry.root) else {}
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _request(method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> _Answer | str:
@@ -201,7 +218,14 @@ def _request(method: str, url: str, body: bytes | None, headers: Mapping[str, st
         with _opener().open(request, timeout=_TIMEOUT) as answer:
             return _Answer(answer.status, answer.headers, answer.read())
     except (OSError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", None) or error) or type(error).__name__
+        cause = getattr(error, "reason", None) or error
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise InputError(
+                f"{_bare(url)}: its certificate is not trusted ({cause.verify_message}); name its authority in SSL_CERT_FILE"
+            ) from error
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            raise InputError(f"{_bare(url)} does not speak TLS: plain_http: true where that is meant") from error
+        return str(cause) or type(error).__name__
 
 
 def _opener() -> urllib.request.OpenerDirector:

@@ -15,6 +15,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 Conversation = Sequence[tuple[str, str]]  # role, content; system first or not at all, then user and assistant in turn
+Place = Literal["turn", "first", "last", "none"]
 Render = Callable[[Conversation, bool], str | None]  # with or without the opening of an answer; None where it is refused
 
 _S, _U, _A, _V = "Qsystemq", "Qaskq", "Qtellq", "Qaskagainq"
@@ -43,7 +44,7 @@ class Form:
     user: tuple[str, str]
     assistant: tuple[str, str]
     answer: str
-    place: Literal["turn", "first", "last", "none"]
+    place: Place
     system: tuple[str, str] = ("", "")
 
     def render(self, conversation: Conversation) -> str:
@@ -121,17 +122,18 @@ def _learnt(render: Render) -> Form | None:
     user = (before, after)
     assistant = (middle.removeprefix(after), again.removesuffix(before))
     opening, answer = head.removesuffix(before), tail.removeprefix(after)
-    place, system = _system(render, user, tail)
-    return Form(opening, user, assistant, answer, place, system)
+    found = _system(render, one, user, tail)
+    return Form(opening, user, assistant, answer, *found) if found else None
 
 
-def _system(
-    render: Render, user: tuple[str, str], tail: str
-) -> tuple[Literal["turn", "first", "last", "none"], tuple[str, str]]:
-    """Where a system message goes, and the texts around it."""
-    one = _cut(render([("system", _S), ("user", _U)], True), _S, _U)
-    if one is None or one[2] != tail:
+def _system(render: Render, without: str | None, user: tuple[str, str], tail: str) -> tuple[Place, tuple[str, str]] | None:
+    """Where a system message goes, and the texts around it; None where that has no form."""
+    text = render([("system", _S), ("user", _U)], True)
+    if text is None or text == without:
         return "none", ("", "")
+    one = _cut(text, _S, _U)
+    if one is None or one[2] != tail:
+        return None
     if user[0] and one[1].endswith(user[0]):
         return "turn", (one[0], one[1].removesuffix(user[0]))
     three = render([("system", _S), ("user", _U), ("assistant", _A), ("user", _V)], True)

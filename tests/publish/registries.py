@@ -23,7 +23,7 @@ HTPASSWD = f"{USER}:$2y$04$wR8diuKLlY812vvHmN9OKOs/9Xu7mDkmmvZY67PMKG1YEHNwJQWFO
 
 
 @contextmanager
-def docker_registry(folder: Path, *, closed: bool = False) -> Iterator[str | None]:
+def docker_registry(folder: Path, *, closed: bool = False, tls: bool = False) -> Iterator[str | None]:
     """host:port of a registry of its own in `folder`, or None where the program is not installed."""
     program = shutil.which("docker-registry")
     if program is None:
@@ -32,11 +32,18 @@ def docker_registry(folder: Path, *, closed: bool = False) -> Iterator[str | Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    own = ""
+    if tls:
+        subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        keys = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+        subprocess.run(["openssl", "req", "-x509", *keys, *subject, *files], check=True, capture_output=True)
+        own = f", tls: {{certificate: {folder}/cert.pem, key: {folder}/key.pem}}"
     (folder / "htpasswd").write_text(HTPASSWD)
     auth = f"auth: {{htpasswd: {{realm: tests, path: {folder}/htpasswd}}}}\n" if closed else ""
     (folder / "config.yml").write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/store}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}', secret: tests}}\n{auth}"
+        f"http: {{addr: '127.0.0.1:{port}', secret: tests{own}}}\n{auth}"
     )
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, "serve", str(folder / "config.yml")], stdout=log, stderr=log)

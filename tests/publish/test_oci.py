@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from publish.registries import PASSWORD, USER, Desk, cutting, docker_registry, pull, small_registry
 from report.sample_manifest import sample
 
+import quantkit
 from quantkit.destinations import OciPublish
 from quantkit.errors import InputError, UnresolvedError
 from quantkit.manifest import FileRecord, Manifest
@@ -223,6 +225,20 @@ def test_a_real_registry_with_a_password(tmp_path: Path, monkeypatch: pytest.Mon
         assert publish(made, host).startswith(f"{host}/team/model@sha256:")
 
 
+def test_tls_is_spoken_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: str) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate to serve")
+    made, how = build(tmp_path / "build", "Q4_K_M"), {"progress": silent, "pauses": ()}
+    with docker_registry(tmp_path, tls=True) as host:
+        to = OciPublish(oci=f"{host}/team/model:1.0")
+        with pytest.raises(InputError, match=r"its certificate is not trusted .* SSL_CERT_FILE"):
+            oci.publish(made.files, made.licences, made.manifest, to, **how)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert oci.publish(made.files, made.licences, made.manifest, to, **how).startswith(f"{host}/team/model@sha256:")
+    with pytest.raises(InputError, match="does not speak TLS: plain_http: true"):
+        oci.publish(made.files, made.licences, made.manifest, OciPublish(oci=f"{registry}/team/model:1.0"), **how)
+
+
 @pytest.mark.parametrize("layout", ["docker", "modelpack"])
 def test_the_same_again_sends_no_blob_and_gives_the_same_digest(desk: Desk, tmp_path: Path, layout: str) -> None:
     made = build(tmp_path, "Q4_K_M", "F16")
@@ -349,6 +365,36 @@ def test_a_file_that_changed_since_it_was_built(desk: Desk, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"Sample-Q4_K_M-0\.gguf changed since it was built"):
         publish(made, desk.host)
     assert not desk.manifests
+
+
+def recipe(folder: Path, source: Path, host: str, target: str) -> Path:
+    path = folder / "pico.yaml"
+    path.write_text(
+        f"source: {source}\ntargets: [{target}]\nchecks: false\npublish:\n"
+        f"  - {{oci: '{host}/team/pico:1', plain_http: true, layout: modelpack}}\n"
+    )
+    return path
+
+
+def test_a_recipe_publishes_its_gguf(desk: Desk, tmp_path: Path, pico: Callable[[str], Path]) -> None:
+    work = tmp_path / "build"
+    path = recipe(tmp_path, pico("llama"), desk.host, "{format: gguf, type: Q8_0}")
+    manifest = quantkit.convert(path, work_dir=work, threads=1)
+    assert manifest.published == [f"oci://{desk.host}/team/pico:1"]
+    layers = json.loads(desk.manifests["1"])["layers"]
+    named = {layer["annotations"]["org.cncf.model.filepath"]: layer["digest"] for layer in layers}
+    assert list(named) == [manifest.targets[0].file, "README.md", "manifest.json", "SHA256SUMS", "LICENSE"]
+    assert {name: desk.blobs[digest] for name, digest in named.items()} == {
+        name: (work / "pico" / name).read_bytes() for name in named
+    }
+    assert f'LICENSE """{desk.blobs[named["LICENSE"]].decode()}"""' in (work / "pico" / "Modelfile").read_text()
+
+
+def test_a_recipe_without_a_gguf_is_refused_before_any_work(tmp_path: Path, pico: Callable[[str], Path]) -> None:
+    path = recipe(tmp_path, pico("llama"), "127.0.0.1:9", "{format: onnx, bits: 8}")
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9/team/pico:1: the recipe makes no GGUF to push: add a target"):
+        quantkit.convert(path, work_dir=tmp_path / "build", threads=1)
+    assert not (tmp_path / "build" / "pico" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,10 @@ def test_the_real_models_modelfile(smollm2: str) -> None:
         ("{{ messages[0]['content'] }}", "# No TEMPLATE: "),
         ("{{ raise_exception('no') }}", "# No TEMPLATE: "),
         ("{% for", "# No TEMPLATE: "),
+        (
+            PHI35.replace("{{'<|'", "{% if message['role'] == 'system' %}{{ message['content'] }}{% endif %}{{'<|'"),
+            "# No TEMPLATE: ",
+        ),
         ("{{ messages[-1]['content'] | upper }}", "# No TEMPLATE: "),
         (CHATML.replace("<|im_end|>", '"""'), "# No TEMPLATE: "),
         (CHATML.replace("<|im_end|>", "\x07"), "# No TEMPLATE: "),
