@@ -71,7 +71,7 @@ setup-reader: $(READER)/.ready            ## transformers with gptqmodel, which 
 
 setup-system:                             ## what some tests use of the system; they skip where it is absent
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium docker-registry
 
 quantize: setup $(if $(filter demo demo-% smollm2-% minilm-%,$(RECIPE)),setup-demo)
 	$(BIN)/quantkit run recipes/$(RECIPE).yaml $(ARGS)

@@ -113,7 +113,7 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     yield from _too_long(recipe, snapshot)
     yield from _idle_gates(recipe, snapshot)
     for destination in recipe.publish:
-        if (obstacle := publishing.obstacle(destination)) is not None:
+        if (obstacle := publishing.obstacle(destination, [target.target for target in targets])) is not None:
             yield Missing("publish", obstacle)
     formats = {target.target.format for target in targets}
     if recipe.checks is not None and "gguf" in formats and llama_cpp.available() is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,21 @@ from quantkit.destinations import Destination, FolderPublish, HubPublish, OciPub
 from quantkit.errors import InputError
 from quantkit.job import Job
 from quantkit.manifest import Manifest
-from quantkit.publish import folder, hub, signature
+from quantkit.publish import folder, hub, oci, signature
+from quantkit.recipe import Recipe
+from quantkit.targets import Target
 from quantkit.values import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """work: the folder of a finished build, its gates passed. licence: the licence's files, name -> text. sign_key: a private
-    key that signs what is published."""
+    """work: the folder of a finished build, its gates passed. texts: what sealing carried, name -> text. targets: those that
+    were made. sign_key: a private key that signs what is published."""
 
     work: Path
     manifest: Manifest
-    licence: Mapping[str, str]
+    texts: Mapping[str, str]
+    targets: tuple[Target, ...]
     destinations: tuple[Destination, ...]
     sign_key: Path | None = None
 
@@ -51,7 +54,8 @@ def publish(job: Job, manifest: Manifest, sign_key: Path | None = None) -> Manif
 
     Returns the manifest that says so; where publishing fails, the build keeps the one that does not.
     """
-    build = Build(job.work, manifest, job.snapshot.licence.files, job.recipe.publish, sign_key)
+    texts, targets = sealing.carried(manifest, job.snapshot), _made(manifest, job.recipe)
+    build = Build(job.work, manifest, texts, targets, job.recipe.publish, sign_key)
     said, addresses = _publish(build, job.progress)
     for address in addresses.values():
         job.progress(f"published {address}", 1, 1)
@@ -68,7 +72,7 @@ def finish(work: Path, progress: Progress) -> dict[str, str]:
     (work / workspace.LOCK).touch()  # a build that was carried here may have come without its hidden files
     with workspace.locked(work):
         build = reopen(work)
-        if obstacles := [found for each in build.destinations if (found := obstacle(each)) is not None]:
+        if obstacles := list(_obstacles(build)):
             raise InputError("\n".join(obstacles))
         return _publish(build, progress)[1]
 
@@ -77,10 +81,12 @@ def outline(work: Path) -> Outline:
     """What `finish` would do, without the network. Raises what `reopen` does."""
     build = reopen(work)
     with tempfile.TemporaryDirectory() as place:
-        documents = sealing.write(Path(place), _said(build), build.licence)
+        documents = sealing.write(Path(place), _said(build), build.texts)
         files = {file.name: work / file.name for file in build.manifest.files} | {name: Path(place, name) for name in documents}
         pieces = [piece for each in _ordered(build.destinations) for piece in _pieces(files, each)]
-    return Outline(tuple(pieces), tuple(found for each in build.destinations if (found := obstacle(each)) is not None))
+    return Outline(
+        tuple(pieces), tuple(found for each in build.destinations if (found := obstacle(each, build.targets)) is not None)
+    )
 
 
 def reopen(work: Path) -> Build:
@@ -96,8 +102,14 @@ def reopen(work: Path) -> Build:
     runs.judge(manifest, work)
     for file in manifest.files:
         _verify(work, file.name, file.sha256, file.nbytes)
-    licence = dict(_licence(work, manifest))
-    return Build(work, manifest, licence, recipe.publish)
+    texts = dict(_texts(work, manifest))
+    return Build(work, manifest, texts, _made(manifest, recipe), recipe.publish)
+
+
+def _obstacles(build: Build) -> Iterator[str]:
+    for destination in build.destinations:
+        if (found := obstacle(destination, build.targets)) is not None:
+            yield found
 
 
 def place(destination: Destination) -> str:
@@ -111,19 +123,19 @@ def place(destination: Destination) -> str:
             return f"oci://{destination.oci}"
 
 
-def obstacle(destination: Destination) -> str | None:
-    """What would keep `send` from it, as far as it can be seen without writing or the network; None if nothing."""
+def obstacle(destination: Destination, targets: Sequence[Target]) -> str | None:
+    """What would keep a build of `targets` from it, as far as can be seen without writing or the network; None if nothing."""
     match destination:
         case FolderPublish():
             return folder.obstacle(Path(destination.folder))
         case HubPublish():
             return hub.obstacle(destination)
         case OciPublish():
-            return f"{place(destination)}: publishing there is not possible yet; use a folder"
+            return oci.obstacle(destination, [target.label for target in targets if target.format == "gguf"])
 
 
-def send(files: Mapping[str, Path], destination: Destination, manifest: Manifest, progress: Progress) -> str:
-    """Put files (name -> path) there; the address of what is there now."""
+def send(build: Build, files: Mapping[str, Path], destination: Destination, manifest: Manifest, progress: Progress) -> str:
+    """Put files (name -> path) of a build there; the address of what is there now."""
     match destination:
         case FolderPublish():
             version = f"{manifest.created.replace(':', '')}-{manifest.recipe.digest[:8]}"
@@ -131,24 +143,30 @@ def send(files: Mapping[str, Path], destination: Destination, manifest: Manifest
         case HubPublish():
             return hub.publish(files, destination, message=_message(manifest), progress=progress)
         case OciPublish():
-            raise InputError(str(obstacle(destination)))
+            licences = tuple(name for name in build.texts if name != sealing.MODELFILE)
+            return oci.publish(files, licences, manifest, destination, progress)
 
 
 def _publish(build: Build, progress: Progress) -> tuple[Manifest, dict[str, str]]:
     """The manifest as published, and place -> address; folders first, as they cost nothing and need no network."""
     said = _said(build)
     try:
-        names = [*(file.name for file in said.files), *sealing.write(build.work, said, build.licence)]
+        names = [*(file.name for file in said.files), *sealing.write(build.work, said, build.texts)]
         files = {name: build.work / name for name in names}
         signed = build.work / signature.NAME
         if build.sign_key is not None:
             signature.sign(files, build.sign_key, signed)
         if signed.is_file():
             files[signature.NAME] = signed
-        return said, {place(each): send(files, each, said, progress) for each in _ordered(build.destinations)}
+        return said, {place(each): send(build, files, each, said, progress) for each in _ordered(build.destinations)}
     except BaseException:
-        sealing.write(build.work, build.manifest, build.licence)
+        sealing.write(build.work, build.manifest, build.texts)
         raise
+
+
+def _made(manifest: Manifest, recipe: Recipe) -> tuple[Target, ...]:
+    names = {target.name for target in manifest.targets}
+    return tuple(target for target in recipe.targets if target.name in names)
 
 
 def _said(build: Build) -> Manifest:
@@ -168,7 +186,8 @@ def _pieces(files: Mapping[str, Path], destination: Destination) -> Iterator[Pie
             for name, nbytes, how in hub.plan(files, destination):
                 yield Piece(place(destination), name, nbytes, how)
         case OciPublish():
-            return
+            for name in sorted(name for name in files if name.endswith(".gguf")):
+                yield Piece(place(destination), name, files[name].stat().st_size, "layer")
 
 
 def _message(manifest: Manifest) -> str:
@@ -190,8 +209,8 @@ def _manifest(work: Path) -> Manifest:
         raise InputError(f"{path} is no manifest of this quantkit's; run the recipe again") from error
 
 
-def _licence(work: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """The licence's files: what SHA256SUMS lists beside the artefacts and the documents made of the manifest."""
+def _texts(work: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What was carried: what SHA256SUMS lists beside the artefacts and the documents made of the manifest."""
     try:
         sums = folder.listed((work / folder.SUMS).read_text(encoding="utf-8"))
     except OSError as error:

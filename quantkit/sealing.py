@@ -15,12 +15,14 @@ from quantkit.manifest import ImportanceRecord, MachineRecord, Manifest, RecipeR
 from quantkit.planning import Plan
 from quantkit.recipe import SELF
 from quantkit.recipe_file import Document
-from quantkit.report import bom, card, html, machine
+from quantkit.report import bom, card, html, machine, ollama
 from quantkit.source import text
 from quantkit.values import Snapshot
 from quantkit.verification import Results
 from quantkit.version import __version__
 from quantkit.workspace import replacing
+
+MODELFILE = "Modelfile"
 
 
 def seal(job: Job, document: Document, plan: Plan, results: Results, importance: ImportanceRecord | None = None) -> Manifest:
@@ -41,13 +43,22 @@ def seal(job: Job, document: Document, plan: Plan, results: Results, importance:
         targets=list(results.targets),
         importance=importance,
     )
-    write(job.work, manifest, job.snapshot.licence.files)
+    write(job.work, manifest, carried(manifest, job.snapshot))
     return manifest
 
 
-def write(work: Path, manifest: Manifest, licence: Mapping[str, str]) -> tuple[str, ...]:
-    """The documents of a manifest, and the licence's files (name -> text), into a folder; their names."""
-    found = documents(manifest, licence)
+def carried(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
+    """What lies beside the artefacts and follows from the source: the licence's files and, for a GGUF, the Modelfile."""
+    found = dict(snapshot.licence.files)
+    if any(target.format == "gguf" for target in manifest.targets):
+        ends = {"eos_token_id": snapshot.config.get("eos_token_id"), **snapshot.generation_config}
+        found[MODELFILE] = ollama.modelfile(manifest, snapshot.tokenizer, ends, snapshot.licence.files.values())
+    return found
+
+
+def write(work: Path, manifest: Manifest, texts: Mapping[str, str]) -> tuple[str, ...]:
+    """The documents of a manifest, and what was `carried`, into a folder; their names."""
+    found = documents(manifest, texts)
     for name, content in found.items():
         with replacing(work / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
@@ -58,10 +69,10 @@ def passed(manifest: Manifest) -> bool:
     return manifest.verdict in ("pass", "unchecked")
 
 
-def documents(manifest: Manifest, licence: Mapping[str, str]) -> dict[str, str]:
-    """What lies beside the artefacts: file name -> text."""
+def documents(manifest: Manifest, texts: Mapping[str, str]) -> dict[str, str]:
+    """What lies beside the artefacts: file name -> text. texts: what was `carried`."""
     found = {
-        **licence,
+        **texts,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
@@ -70,8 +81,6 @@ def documents(manifest: Manifest, licence: Mapping[str, str]) -> dict[str, str]:
     }
     if manifest.recipe.lock is not None:
         found[f"{manifest.recipe.name}.lock"] = manifest.recipe.lock + "\n"
-    if any(target.format == "gguf" for target in manifest.targets):
-        found["Modelfile"] = card.modelfile(manifest)
     digests = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in found.items()}
     digests |= {file.name: file.sha256 for file in manifest.files}
     return found | {"SHA256SUMS": card.sha256sums(digests)}

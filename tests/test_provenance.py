@@ -65,10 +65,10 @@ def test_an_untouched_folder_passes_and_says_what_was_derived(made, folder):
     found = check(folder, key=made / "key.pub", sample=100)
     verdicts = {name: result.verdict for name, result in found.items()}
     assert verdicts == {
-        "digests": "pass", "recipe": "pass", "signature": "pass", "source": "pass", "derivation gguf-Q4_K_M": "pass",
+        "digests": "pass", "recipe": "pass", "signature": "pass", "source": "pass", "derivation gguf-Q4_K_M-imatrix": "pass",
         "derivation gguf-Q8_0": "pass", "derivation gguf-Q4_0-gptq": "report",
     }  # fmt: skip
-    assert "of 21 derived" in found["derivation gguf-Q4_K_M"].summary
+    assert "of 21 derived" in found["derivation gguf-Q4_K_M-imatrix"].summary
     provenance.judge(folder, list(found.values()))
 
 
@@ -108,7 +108,7 @@ def test_a_forged_tensor_is_found_by_the_source_and_by_the_key(made, folder):
     forge(folder)
     found = check(folder, sample=100, key=made / "key.pub")
     assert found["digests"].verdict == "pass"
-    assert found["derivation gguf-Q4_K_M"].verdict == "fail"
+    assert found["derivation gguf-Q4_K_M-imatrix"].verdict == "fail"
     assert found["signature"].verdict == "fail"
     with pytest.raises(CheckFailed, match="is not what it says"):
         provenance.judge(folder, list(found.values()))

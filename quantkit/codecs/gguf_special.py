@@ -117,6 +117,12 @@ def _added_ends(tokenizer: Tokenizer, ids: Mapping[str, int]) -> list[KeyValue]:
     return [flag(f"add_{end}_token", value) for end, value in said.items() if value is not None] + pairs
 
 
+def begins(tokenizer: Tokenizer, bos: str) -> bool:
+    """Whether an engine that reads the GGUF puts `bos` before every text, by the rule of `encode`."""
+    said = tokenizer.config.get("add_bos_token")
+    return bool(bos) and bool(_engine(tokenizer).encode("a").tokens[:1] == [bos] if said is None else said)
+
+
 def _between(engine: Any) -> list[int]:
     """The tokens that encoding two texts puts between them."""
     both = engine.encode("a", "a")

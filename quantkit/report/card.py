@@ -1,4 +1,4 @@
-"""What goes with published files: the model card, the Modelfile for Ollama, SHA256SUMS. Pure functions to text."""
+"""What goes with published files: the model card, SHA256SUMS. Pure functions to text."""
 
 from __future__ import annotations
 
@@ -52,19 +52,6 @@ def front_matter(manifest: Manifest) -> str:
     fields["tags"] = ["gguf", "llama.cpp", "quantized", source.architecture]
     lines = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in fields.items()}
     return f"---\n{yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)}---"
-
-
-def modelfile(manifest: Manifest) -> str:
-    """A Modelfile for the first GGUF that passed (or the first). The chat template is the one inside the file.
-
-    num_ctx is the largest context up to 8,192 that runs on a machine of 8 GB.
-    """
-    ggufs = [target for target in manifest.targets if target.format == "gguf"]
-    chosen = next((target for target in ggufs if target.verdict == "pass"), ggufs[0])
-    context = min(8192, fig.fits(chosen).get(8) or 2048, manifest.source.context_length)
-    lines = [f"FROM ./{chosen.file}", f"PARAMETER num_ctx {context}"]
-    lines += [f"# also in this folder: {target.file}" for target in ggufs if target is not chosen]
-    return "\n".join(lines) + "\n"
 
 
 def sha256sums(digests: Mapping[str, str]) -> str:
@@ -143,7 +130,7 @@ def _how_to_run(manifest: Manifest) -> str:
         f"llama-cli -m {shlex.quote(file)}        # a chat in the terminal",
         f"llama-server -m {shlex.quote(file)}     # a server, OpenAI-compatible",
         "",
-        f"ollama create {name} -f Modelfile && ollama run {name}",
+        f"ollama create {name} -f Modelfile && ollama run {name}     # not run here",
     )
     return _fenced("\n".join(commands), "sh")
 

@@ -86,19 +86,6 @@ def test_tables_have_as_many_cells_as_heads() -> None:
             assert len({line.count(" |") for line in block.splitlines()}) == 1, block
 
 
-def test_modelfile_takes_what_passed() -> None:
-    text = card.modelfile(sample())
-    assert text.splitlines() == [
-        "FROM ./Sample-135M-Instruct-with-a-name-that-goes-on-Q4_K_M.gguf",
-        "PARAMETER num_ctx 8192",
-        "# also in this folder: Sample-135M-Instruct-with-a-name-that-goes-on-Q2_K.gguf",
-    ]
-
-
-def test_num_ctx_is_the_models_own_limit_at_most() -> None:
-    assert "PARAMETER num_ctx 2048\n" in card.modelfile(with_source(context_length=2048))
-
-
 def test_sha256sums_is_what_sha256sum_checks(tmp_path: Path) -> None:
     for name in ("b.gguf", "a file.json"):
         (tmp_path / name).write_text(name)
