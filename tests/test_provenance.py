@@ -68,7 +68,7 @@ def test_an_untouched_folder_passes_and_says_what_was_derived(made, folder):
         "digests": "pass", "recipe": "pass", "signature": "pass", "source": "pass", "derivation gguf-Q4_K_M-imatrix": "pass",
         "derivation gguf-Q8_0": "pass", "derivation gguf-Q4_0-gptq": "report",
     }  # fmt: skip
-    assert "of 21 derived" in found["derivation gguf-Q4_K_M-imatrix"].summary
+    assert "20 tensors of 20 derived" in found["derivation gguf-Q4_K_M-imatrix"].summary
     provenance.judge(folder, list(found.values()))
 
 
