@@ -111,6 +111,24 @@ def plan(
 
 
 @app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="org/name or hf://org/name@rev, a folder, a .gguf")],
+    memory: Annotated[str | None, typer.Option(help="of the machine that is asked about, e.g. 12GB; else this one's")] = None,
+    named: Annotated[str | None, typer.Option("--machine", help="a machine by name: colab, actions, raspberrypi5")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a checkpoint is, its size in every format and where each would run, before anything is downloaded."""
+    from quantkit import inspecting
+
+    held = inspecting.memory_of(memory) if memory else None
+    found = inspecting.inspect(source, memory=held, named=named)
+    if as_json:
+        _print(found.as_json())
+    else:
+        screen.show_inspection(page, found)
+
+
+@app.command()
 def lock(
     recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="the recipe to lock")], as_json: AsJson = False
 ) -> None:

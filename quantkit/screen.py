@@ -19,6 +19,7 @@ from quantkit.report import table
 from quantkit.values import CheckResult, Row
 
 if TYPE_CHECKING:
+    from quantkit.inspecting import Inspection
     from quantkit.publishing import Outline
 
 
@@ -95,6 +96,39 @@ def show_result(console: Console, manifest: Manifest, work: Path) -> None:
         console.print(f"published to {place}{hint}", highlight=False, markup=False)
     if not manifest.published:
         console.print(f"made in {work}: open {work}/report.html", highlight=False, markup=False)
+
+
+def show_inspection(console: Console, found: Inspection) -> None:
+    """What it is, then a line a type: its size, and the largest context that runs on each class of machine."""
+    pinned = f" @ {found.commit[:12]}" if found.commit else ""
+    weights = f"{found.parameters / 1e6:,.1f} M weights"
+    facts = {
+        "source": f"{found.uri}{pinned}",
+        "model": f"{found.name}: {found.architecture} ({found.kind}), {weights} in {found.dtypes}",
+        "context": f"{found.context:,} tokens",
+        "licence": f"{found.licence or 'none named'}; may a quantised copy be passed on? {found.redistribution}",
+        "access": f"gated ({found.gated}): accept its terms on its page, and set HF_TOKEN" if found.gated else None,
+        "on the Hub": f"{found.downloads or 0:,} downloads, {found.likes or 0:,} likes" if found.likes is not None else None,
+        "download": size(found.download_bytes) if found.download_bytes else None,
+    }
+    for name, fact in facts.items():
+        if fact is not None:
+            console.print(f"{name:>10}  {fact}", highlight=False, markup=False, soft_wrap=True)
+    listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    classes = next((form.fits for form in found.forms), {})
+    asked = f"{found.memory / 2**30:.0f} GB, {found.cores} cores"
+    for heading in ("format", "type", "size", "bits", asked, *(f"{gigabytes} GB" for gigabytes in classes)):
+        listing.add_column(heading, justify="left" if heading in ("format", "type") else "right")
+    for form in found.forms:
+        about = "" if form.exact else "about "
+        runs = ["no" if context is None else f"{context:,}" for context in (form.here, *form.fits.values())]
+        listing.add_row(form.format, form.type, f"{about}{size(form.nbytes)}", f"{form.bits_per_weight:.2f}", *runs)
+    console.print(listing, highlight=False)
+    console.print(
+        "under each machine: the largest context in tokens that runs there, of the engine's predicted memory", style="dim"
+    )
+    for name, why in found.refused.items():
+        console.print(f"{name}: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_lock(console: Console, lock: Lock, path: Path) -> None:

@@ -37,6 +37,7 @@ LAYERS = [
         "runs",
         "locking",
         "provenance",
+        "inspecting",
     },
     {"__init__"},
     {"cli"},

@@ -119,6 +119,18 @@ def fetch(snapshot: Snapshot, progress: Progress) -> Snapshot:
     return _pinned(folder.describe(Path(path).parent, snapshot.uri), repo, commit)
 
 
+def standing(repo: str, commit: str) -> dict[str, Any]:
+    """What the Hub says of a repository beside its files: gated (how, or None), downloads, likes; nothing offline."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return {}
+    with _explained(f"hf://{repo}@{commit}"):
+        info = HfApi().model_info(repo, revision=commit)
+    return {"gated": str(info.gated) if info.gated else None, "downloads": info.downloads, "likes": info.likes}
+
+
 def digests(repo: str, commit: str, *, cache: Path | None = None) -> dict[str, str]:
     """The sha256 of a commit's weight files, as the Hub knows them: none is downloaded. Errors as of `describe`."""
     from huggingface_hub import HfApi, hf_hub_download

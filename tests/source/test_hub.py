@@ -343,3 +343,15 @@ def test_a_lock_pins_a_branch_and_knows_its_files_before_they_are_downloaded(hub
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["source"]["uri"] == f"hf://org/pico@{COMMIT}"
     assert (tmp_path / "build/pico/pico.lock").read_text() == (tmp_path / "pico.lock").read_text()
+
+
+def test_inspect_downloads_no_weight_and_says_what_the_hub_does(hub: Hub, tmp_path: Path) -> None:
+    done = quantkit(hub, tmp_path, "inspect", "org/pico", "--machine", "colab", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["commit"], found["likes"], found["gated"]) == (COMMIT, 0, None)
+    assert found["download_bytes"] == len(weights(hub))
+    assert max(size for name, _, size in hub.log if name == "model.safetensors") < len(weights(hub))
+    gated = quantkit(hub, tmp_path, "inspect", "org/gated")
+    assert gated.returncode == 4
+    assert "accept its terms" in gated.stderr
