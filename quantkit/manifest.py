@@ -154,6 +154,23 @@ class TargetRecord(_Frozen):
         return self.files[0].sha256
 
 
+class StageRecord(_Frozen):
+    """A stage of the run; what an earlier run had finished takes no time in it."""
+
+    name: str
+    seconds: float
+    peak_rss_bytes: int
+
+
+class CostRecord(_Frozen):
+    """What the run took. disk_bytes: of the build folder at its end, artefacts included."""
+
+    stages: list[StageRecord]
+    seconds: float
+    peak_rss_bytes: int
+    disk_bytes: int
+
+
 class Manifest(_Frozen):
     schema_version: int = SCHEMA_VERSION
     quantkit: str
@@ -165,6 +182,7 @@ class Manifest(_Frozen):
     calibration: dict[str, str] = {}  # name -> sha256 of its texts
     targets: list[TargetRecord]
     importance: ImportanceRecord | None = None
+    cost: CostRecord | None = None
     published: list[str] = []
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import replace
 from quantkit import (
     baseline,
     checked,
+    costs,
     estimates,
     fitting,
     locking,
@@ -54,19 +55,26 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
     with workspace.locked(options.folder(document.name)) as work:
         if options.force:
             workspace.empty(work)
-        job = Job(document.recipe, snapshot, work, options.workers, progress)
-        asked = verification.prepare(job)
-        job = replace(job, snapshot=source.fetch(snapshot, progress, work / ".digests"))
+        job, meter = Job(document.recipe, snapshot, work, options.workers, progress), costs.Meter()
+        with meter.stage("fetch"):
+            asked = verification.prepare(job)
+            job = replace(job, snapshot=source.fetch(snapshot, progress, work / ".digests"))
         with closing(job.snapshot.weights):
             locking.verify(job, document.lock)
-            observed = making.observe(job, plan.targets)
-            importance = making.write_importance(job, observed)
-            targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
-            targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
-            codes = solving.solve(job, targets)
-            artefacts = [_make(job, target, observed, codes) for target in targets]
-            results = checked.verify_all(job, targets, artefacts, asked, codes, observed)
-        manifest = sealing.seal(job, document, plan, results, importance)
+            with meter.stage("calibrate"):
+                observed = making.observe(job, plan.targets)
+                importance = making.write_importance(job, observed)
+            with meter.stage("choose types"):
+                targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
+                targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
+            with meter.stage("solve"):
+                codes = solving.solve(job, targets)
+            with meter.stage("write"):
+                artefacts = [_make(job, target, observed, codes) for target in targets]
+            with meter.stage("check"):
+                results = checked.verify_all(job, targets, artefacts, asked, codes, observed)
+        cost = meter.record(work, (artefact.peak_rss_bytes for artefact in artefacts))
+        manifest = sealing.seal(job, document, plan, results, cost, importance)
         if sealing.passed(manifest):
             manifest = publishing.publish(job, manifest, options.sign_key)
     return manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 from quantkit.codecs import gguf_config
 from quantkit.formats.gguf import naming
 from quantkit.job import Job
-from quantkit.manifest import ImportanceRecord, MachineRecord, Manifest, RecipeRecord, SourceRecord
+from quantkit.manifest import CostRecord, ImportanceRecord, MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
 from quantkit.recipe import SELF
 from quantkit.recipe_file import Document
@@ -25,7 +25,9 @@ from quantkit.workspace import replacing
 MODELFILE = "Modelfile"
 
 
-def seal(job: Job, document: Document, plan: Plan, results: Results, importance: ImportanceRecord | None = None) -> Manifest:
+def seal(
+    job: Job, document: Document, plan: Plan, results: Results, cost: CostRecord, importance: ImportanceRecord | None
+) -> Manifest:
     """Write manifest, report, card, the recipe as typed, Modelfile and the licence's files into the build folder."""
     manifest = Manifest(
         quantkit=__version__,
@@ -42,6 +44,7 @@ def seal(job: Job, document: Document, plan: Plan, results: Results, importance:
         calibration=_calibration(job),
         targets=list(results.targets),
         importance=importance,
+        cost=cost,
     )
     write(job.work, manifest, carried(manifest, job.snapshot))
     return manifest

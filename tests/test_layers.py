@@ -38,6 +38,7 @@ LAYERS = [
         "locking",
         "provenance",
         "inspecting",
+        "costs",
     },
     {"__init__"},
     {"cli"},

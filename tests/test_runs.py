@@ -40,6 +40,8 @@ def convert(path):
 
 def test_a_run_that_has_nothing_to_do_reads_nothing(given, monkeypatch):
     first = convert(given)
+    assert [stage.name for stage in first.cost.stages] == ["fetch", "calibrate", "choose types", "solve", "write", "check"]
+    assert min(first.cost.peak_rss_bytes, first.cost.disk_bytes, first.cost.seconds) > 0
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "convert", never)
         patched.setattr(workspace, "digest", never)
