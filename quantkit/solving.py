@@ -234,7 +234,7 @@ class _Solver:
         best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
         if tokens >= FEW:
             grid = stored_codes.lattice(row.type, searched)
-            chosen, lost = gptq.choose(weight, grid.steps, grid.offsets, grid.group, grid.top, factor, self.pool)
+            chosen, lost = gptq.choose(weight, grid.steps, grid.offsets, grid.group, grid.levels, factor, self.pool)
             solved = stored_codes.with_codes(row.type, searched, chosen)
             pair = [weight - codec.decode(data) for data in (solved, searched)]
             output = hessian.outputs(weight, held, self.pool) or 1.0

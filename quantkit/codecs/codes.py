@@ -1,7 +1,7 @@
 """The codes inside a GGUF tensor's bytes: put there from outside, on scales that are there already.
 
-Every type here is affine: a weight is offset + step * code, alike for a group of columns. What offset and step are is asked of
-the type's own decoder, with all codes 0 and with all codes 1.
+In every type here a weight is offset + step * level of its code, alike for a group of columns; the levels are 0, 1, 2 ..., or
+those of a codebook. What offset and step are is asked of the type's own decoder, with two codes throughout.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantkit.codecs.gguf import codecs
+from quantkit.kernels import codebook
 from quantkit.values import F32, U8
 
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """What the codes of rows stand for: offsets + steps * code, code in 0..top; offsets, steps: float32 (rows, groups)."""
+    """What the codes of rows stand for: offsets + steps * levels[code]; offsets, steps: float32 (rows, groups)."""
 
-    top: int
+    levels: F32
     group: int  # columns
     offsets: F32
     steps: F32
@@ -27,9 +28,9 @@ class Lattice:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """put: writes codes, uint8 (n, block), into blocks, uint8 (n, block's bytes)."""
+    """put: writes codes, uint8 (n, block), into blocks, uint8 (n, block's bytes). levels: ascending."""
 
-    top: int
+    levels: F32
     group: int
     put: Callable[[U8, U8], None]
 
@@ -43,9 +44,11 @@ def lattice(kind: str, data: U8) -> Lattice:
     """Of encoded rows, uint8 (n, row bytes)."""
     layout, codec = _LAYOUTS[kind], codecs()[kind]
     width = data.shape[1] // codec.block_bytes * codec.block
-    offsets = codec.decode(with_codes(kind, data, np.zeros((len(data), width), np.uint8)))[:, :: layout.group]
-    steps = codec.decode(with_codes(kind, data, np.ones((len(data), width), np.uint8)))[:, :: layout.group] - offsets
-    return Lattice(layout.top, layout.group, np.ascontiguousarray(offsets), steps)
+    first, second = (
+        codec.decode(with_codes(kind, data, np.full((len(data), width), code, np.uint8)))[:, :: layout.group] for code in (0, 1)
+    )
+    steps = (second - first) / (layout.levels[1] - layout.levels[0])
+    return Lattice(layout.levels, layout.group, first - steps * layout.levels[0], steps)
 
 
 def with_codes(kind: str, data: U8, codes: U8) -> U8:
@@ -108,6 +111,15 @@ def _q6_k(blocks: U8, codes: U8) -> None:
     blocks[:, 128:192] = _pairs(np.right_shift(codes, np.uint8(4))).reshape(-1, 64)
 
 
+def _iq4_xs(blocks: U8, codes: U8) -> None:
+    parts = codes.reshape(-1, 8, 2, 16)
+    blocks[:, 8:136] = (parts[:, :, 0] | parts[:, :, 1] << 4).reshape(-1, 128)
+
+
+def _even(count: int) -> F32:
+    return np.arange(count, dtype=np.float32)
+
+
 def _pairs(codes: U8) -> U8:
     """Codes of 2 bits (n, 256) in bytes (n, 2, 32): of each half four parts of 32, the first lowest."""
     parts = codes.reshape(-1, 2, 4, 32)
@@ -116,14 +128,16 @@ def _pairs(codes: U8) -> U8:
 
 
 _LAYOUTS: Mapping[str, _Layout] = {
-    "Q4_0": _Layout(15, 32, _nibbles(2)),
-    "Q4_1": _Layout(15, 32, _nibbles(4)),
-    "Q5_0": _Layout(31, 32, _fifths(2)),
-    "Q5_1": _Layout(31, 32, _fifths(4)),
-    "Q8_0": _Layout(255, 32, _bytes),
-    "Q2_K": _Layout(3, 16, _q2_k),
-    "Q3_K": _Layout(7, 16, _q3_k),
-    "Q4_K": _Layout(15, 32, _q4_k),
-    "Q5_K": _Layout(31, 32, _q5_k),
-    "Q6_K": _Layout(63, 16, _q6_k),
+    "Q4_0": _Layout(_even(16), 32, _nibbles(2)),
+    "Q4_1": _Layout(_even(16), 32, _nibbles(4)),
+    "Q5_0": _Layout(_even(32), 32, _fifths(2)),
+    "Q5_1": _Layout(_even(32), 32, _fifths(4)),
+    "Q8_0": _Layout(_even(256), 32, _bytes),
+    "Q2_K": _Layout(_even(4), 16, _q2_k),
+    "Q3_K": _Layout(_even(8), 16, _q3_k),
+    "Q4_K": _Layout(_even(16), 32, _q4_k),
+    "Q5_K": _Layout(_even(32), 32, _q5_k),
+    "Q6_K": _Layout(_even(64), 16, _q6_k),
+    "IQ4_NL": _Layout(codebook.IQ4, 32, _nibbles(2)),
+    "IQ4_XS": _Layout(codebook.IQ4, 32, _iq4_xs),
 }

@@ -109,13 +109,15 @@ def fit(weight: F32, importance: F32, *, bits: int, group: int, symmetric: bool,
 def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
     """Codes of weight (rows, width) on a grid, as `choose` does."""
     offsets = -chosen.scales * chosen.zeros
-    codes, loss = choose(weight, chosen.scales, offsets, chosen.group, 2**chosen.bits - 1, factor, pool)
+    levels = np.arange(2**chosen.bits, dtype=np.float32)
+    codes, loss = choose(weight, chosen.scales, offsets, chosen.group, levels, factor, pool)
     return Solved(chosen, codes, loss)
 
 
-def choose(weight: F32, steps: F32, offsets: F32, group: int, highest: int, factor: Factor, pool: Executor) -> tuple[U8, float]:
-    """Codes 0..highest, uint8 (rows, width), of weight (rows, width) where a code stands for offset + step * code, and the
-    error of the output, tr(E H E^T), by the factor of its inputs' H. steps, offsets: (rows, groups of `group` columns).
+def choose(weight: F32, steps: F32, offsets: F32, group: int, levels: F32, factor: Factor, pool: Executor) -> tuple[U8, float]:
+    """Codes, uint8 (rows, width), of weight (rows, width) where a code stands for offset + step * levels[code], and the error
+    of the output, tr(E H E^T), by the factor of its inputs' H. steps, offsets: (rows, groups of `group` columns); levels:
+    (codes,), ascending.
 
     Threads of `pool` take slabs of rows: torch must be set to one thread.
     """
@@ -124,7 +126,8 @@ def choose(weight: F32, steps: F32, offsets: F32, group: int, highest: int, fact
     codes = np.empty(weight.shape, np.uint8)
     losses = np.zeros(len(weight), np.float64)
     groups = (factor.order // group).astype(np.int64)
-    top = np.float32(highest)
+    even = np.array_equal(levels, np.arange(len(levels)))
+    middles = np.zeros(0, np.float32) if even else (levels[1:] + levels[:-1]) / np.float32(2)
     width = weight.shape[1]
 
     def one(start: int) -> None:
@@ -140,7 +143,7 @@ def choose(weight: F32, steps: F32, offsets: F32, group: int, highest: int, fact
                 below = torch.from_numpy(lower)[stop - at :]
                 torch.mm(torch.from_numpy(errors)[:, stop:], below, out=torch.from_numpy(carried))
             triangle = np.ascontiguousarray(lower[first - at : stop - at].T)
-            block = (ordered[:, first:stop], carried, triangle, groups[first:stop], steps[part], offsets[part], top)
+            block = (ordered[:, first:stop], carried, triangle, groups[first:stop], steps[part], offsets[part], levels, middles)
             round_block(*block, errors[:, first:stop], found[:, first:stop], losses[part])
         back = np.empty_like(found)
         back[:, factor.order] = found
@@ -166,14 +169,15 @@ def _over_slabs(pool: Executor, rows: int, one: Callable[[int], Any]) -> None:
 
 
 @kernel
-def round_block(weight, carried, upper, groups, steps, offsets, top, errors, codes, losses):
+def round_block(weight, carried, upper, groups, steps, offsets, levels, middles, errors, codes, losses):
     """Choose the codes of a block of columns from its last to its first, all float32 but uint8 codes.
 
     weight, carried, errors, codes: (rows, n), carried the sum of L_ji e_j over the columns that are done; upper: L^T's block
     (n, n); groups: (n,) int64, the group of each column; steps, offsets: (rows, groups), a step of 0 has one value for all
-    codes; losses: float64 (rows,), added to.
+    codes; levels: (codes,), and what lies between them in `middles`, empty where they are 0, 1, 2 ...; losses: float64 (rows,),
+    added to.
     """
-    count = weight.shape[1]
+    count, top = weight.shape[1], np.float32(levels.size - 1)
     for row in range(weight.shape[0]):
         loss = np.float64(0)
         for back in range(count):
@@ -184,8 +188,13 @@ def round_block(weight, carried, upper, groups, steps, offsets, top, errors, cod
                 total += later[j] * done[j]
             ideal = weight[row, i] + total / upper[i, i]
             step, offset = steps[row, groups[i]], offsets[row, groups[i]]
-            code = min(max(np.rint((ideal - offset) / step), _ZERO), top) if step != _ZERO else _ZERO
-            value = offset + step * code
+            place = (ideal - offset) / step if step != _ZERO else _ZERO
+            code = 0
+            if middles.size == 0:
+                code = int(min(max(np.rint(place), _ZERO), top))
+            for middle in middles:
+                code += middle < place
+            value = offset + step * levels[code]
             codes[row, i] = np.uint8(code)
             errors[row, i] = weight[row, i] - value
             missed = upper[i, i] * (ideal - value)

@@ -22,9 +22,9 @@ def test_codes_come_out_as_they_went_in(kind: str) -> None:
     data = codecs()[kind].encode(rows, None)
     grid = codes.lattice(kind, data)
     offsets, steps = (np.repeat(part, grid.group, 1) for part in (grid.offsets, grid.steps))
-    chosen = dice.integers(0, grid.top + 1, rows.shape, dtype=np.uint8)
+    chosen = dice.integers(0, len(grid.levels), rows.shape, dtype=np.uint8)
     found = codes.with_codes(kind, data, chosen)
-    np.testing.assert_allclose(codecs()[kind].decode(found), offsets + steps * chosen, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(codecs()[kind].decode(found), offsets + steps * grid.levels[chosen], rtol=1e-5, atol=1e-6)
     theirs = gguf.quants.dequantize(found, gguf.GGMLQuantizationType[kind])
     np.testing.assert_allclose(theirs, codecs()[kind].decode(found), rtol=1e-6, atol=1e-7)
 
@@ -35,7 +35,8 @@ def test_the_search_s_own_codes_are_nearest_on_its_lattice(kind: str) -> None:
     data = codecs()[kind].encode(rows, None)
     grid = codes.lattice(kind, data)
     offsets, steps = (np.repeat(part, grid.group, 1) for part in (grid.offsets, grid.steps))
-    nearest = np.clip(np.rint((rows - offsets) / np.where(steps == 0, 1, steps)), 0, grid.top).astype(np.uint8)
+    places = (rows - offsets) / np.where(steps == 0, 1, steps)
+    nearest = np.abs(places[..., None] - grid.levels).argmin(-1).astype(np.uint8)
     ours = codecs()[kind].decode(codes.with_codes(kind, data, nearest))
     assert np.linalg.norm(rows - ours) <= np.linalg.norm(rows - codecs()[kind].decode(data)) * (1 + 1e-6)
 
@@ -57,7 +58,7 @@ def test_codes_chosen_by_the_inputs_err_less(kind: str, spread: str) -> None:
         factor = hessian.factor(inputs, 0.01, pool)
         data = codecs()[kind].encode(rows, factor.diagonal)
         grid = codes.lattice(kind, data)
-        chosen, _ = gptq.choose(rows, grid.steps, grid.offsets, grid.group, grid.top, factor, pool)
+        chosen, _ = gptq.choose(rows, grid.steps, grid.offsets, grid.group, grid.levels, factor, pool)
         found = codes.with_codes(kind, data, chosen)
         errors = [hessian.outputs(rows - codecs()[kind].decode(each), inputs, pool) for each in (found, data)]
     torch.set_num_threads(before)
