@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from checkpoints import write_gguf
+from checkpoints import TEXT, write_gguf
 
 import quantkit
 from quantkit import pipeline, recipe_file, source
@@ -67,10 +67,24 @@ def test_a_recipe_becomes_a_published_folder(recipe, tmp_path):
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
     for target in manifest.targets:
-        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        names = ["integrity", "tokenizer", "perplexity", "divergence", "cloze", "latency"]
+        assert [check.check for check in target.checks] == names
+        assert all(len(means) == 2 for check in target.checks for means in check.chunk_means.values())
         assert target.speed.peak_rss_bytes > 0
         assert all(tensor.relative_error is not None for tensor in target.tensors)
         assert [sample.prompt for sample in target.samples] == ["Hello"]
+
+
+def test_cloze_is_a_second_opinion(recipe, tmp_path):
+    text = tmp_path / "words.txt"
+    text.write_text(TEXT * 40, encoding="utf-8")
+    path = recipe(**{"chunks: 2,": f"text: {text}, chunks: 2,", "divergence:": "cloze: report\n  divergence:"})
+    manifest = convert(path, work_dir=tmp_path / "build")
+    for target in manifest.targets:
+        found = next(check for check in target.checks if check.check == "cloze")
+        assert found.values["questions"] >= 4
+        assert found.engine.startswith("llama.cpp")
+        assert found.verdict == "report"
 
 
 def test_a_failed_gate_publishes_nothing_and_still_reports(recipe, tmp_path):
@@ -330,7 +344,9 @@ def test_an_encoder_is_held_to_its_embeddings(recipe, pico, tmp_path):
 def test_an_encoder_decoder_is_held_to_its_decoder(recipe, pico, tmp_path):
     manifest = convert(calibrated(recipe, pico("t5-1.1")), work_dir=tmp_path / "build")
     for target in manifest.targets:
-        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        names = ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        assert [check.check for check in target.checks] == names
+        assert all(len(means) == 2 for check in target.checks for means in check.chunk_means.values())
         assert target.checks[3].values["tokens"] == 2 * 255
         assert target.speed.decode_tokens_per_s > 0
         assert [sample.prompt for sample in target.samples] == ["Hello"]

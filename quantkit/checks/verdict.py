@@ -61,6 +61,12 @@ def at_least(found: Estimate, limit: float) -> tuple[Verdict, str]:
     return at_most(Estimate(-found.mean, found.error, found.chunks), -limit)
 
 
+def chunk_means(**measures: NDArray[np.float64] | NDArray[np.bool_]) -> dict[str, tuple[float, ...]]:
+    """The mean of every chunk of values (chunks, tokens), by the measure's name; without measures that are not finite."""
+    means = {name: values.mean(1, dtype=np.float64) for name, values in measures.items()}
+    return {name: tuple(found.tolist()) for name, found in means.items() if np.isfinite(found).all()}
+
+
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """Of several gates; without any, a report."""
     order: tuple[Verdict, ...] = ("fail", "unresolved", "pass")
