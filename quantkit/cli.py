@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantkit import doctor, pipeline, recipe_file, screen
+from quantkit import ci, doctor, pipeline, recipe_file, screen
 from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
 from quantkit.progress import shown
+from quantkit.report import contents
 from quantkit.source import cache, describe
 from quantkit.version import __version__
 
@@ -36,6 +37,7 @@ Type = Annotated[str | None, typer.Option(help="without a recipe: the type, e.g.
 Out = Annotated[Path | None, typer.Option(help="without a recipe: the folder to publish to")]
 Only = Annotated[list[str] | None, typer.Option(help="only this target (its name or type); may be repeated")]
 WorkDir = Annotated[Path, typer.Option(help="where things are made; failed runs stay here, report included")]
+Junit = Annotated[Path | None, typer.Option(help="write the gates there as JUnit XML, whatever their verdict")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 
@@ -60,6 +62,7 @@ def run(
     threads: Annotated[int, typer.Option(min=0, help="0: one per core")] = 0,
     force: Annotated[bool, typer.Option(help="make everything anew")] = False,
     work_dir: WorkDir = Path("build"),
+    junit: Junit = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the artefacts, check them in their engine, report, and publish when every gate has passed."""
@@ -68,6 +71,7 @@ def run(
     with shown(err) as progress:
         manifest = pipeline.convert(document, options, progress)
     screen.show_result(err, manifest, pipeline.build_folder(document, options))
+    ci.tell(manifest, junit)
     if as_json:
         _print(manifest.model_dump(mode="json"))
     try:
@@ -110,9 +114,9 @@ def examine(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a recipe."""
-    _print(recipes.schema())
+def schema(report: Annotated[bool, typer.Option("--report", help="that of report.json")] = False) -> None:
+    """Print the JSON Schema of a recipe, or of a run's report.json."""
+    _print(contents.schema() if report else recipes.schema())
 
 
 @app.command()

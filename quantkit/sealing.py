@@ -11,7 +11,7 @@ from quantkit.job import Job
 from quantkit.manifest import ImportanceRecord, MachineRecord, Manifest, RecipeRecord, SourceRecord
 from quantkit.planning import Plan
 from quantkit.recipe_file import Document
-from quantkit.report import card, html, machine
+from quantkit.report import card, contents, html, machine
 from quantkit.values import Snapshot
 from quantkit.verification import Results
 from quantkit.version import __version__
@@ -19,7 +19,7 @@ from quantkit.workspace import replacing
 
 
 def seal(job: Job, document: Document, plan: Plan, results: Results, importance: ImportanceRecord | None = None) -> Manifest:
-    """Write manifest.json, report.html, README.md, Modelfile and the licence's files into the build folder."""
+    """Write manifest.json, report.html, report.json, README.md, Modelfile and the licence's files into the build folder."""
     manifest = Manifest(
         quantkit=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,6 +52,7 @@ def documents(manifest: Manifest, snapshot: Snapshot) -> dict[str, str]:
     found = {
         **snapshot.licence.files,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
+        "report.json": contents.of(manifest).model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
     }

@@ -33,6 +33,8 @@ LAYERS = [
         "solved",
         "sensitivity",
         "publishing",
+        "ci",
+        "comparing",
     },
     {"__init__"},
     {"cli"},

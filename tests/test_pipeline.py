@@ -18,6 +18,7 @@ from quantkit import pipeline, recipe_file, source
 from quantkit.errors import CheckFailed, InputError, QuantkitError, ResourceError, UnresolvedError
 from quantkit.manifest import Manifest
 from quantkit.pipeline import Options
+from quantkit.report.contents import Report
 
 RECIPE = """\
 source: {source}
@@ -62,7 +63,9 @@ def test_a_recipe_becomes_a_published_folder(recipe, tmp_path):
     published = tmp_path / "published"
     ggufs = [target.file for target in manifest.targets]
     assert set(ggufs) < set(files(published))
-    assert {"manifest.json", "report.html", "README.md", "Modelfile", "SHA256SUMS"} <= set(files(published))
+    assert {"manifest.json", "report.html", "report.json", "README.md", "Modelfile", "SHA256SUMS"} <= set(files(published))
+    assert "  report.json\n" in (published / "SHA256SUMS").read_text()
+    assert Report.model_validate_json((published / "report.json").read_text()).verdict == "pass"
     assert Manifest.read(published / "manifest.json") == manifest
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
