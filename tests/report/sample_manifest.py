@@ -152,7 +152,16 @@ def checks(ratio: float, kld: float, top: float, decode: float, good: bool) -> l
             engine=ENGINE,
             limits={"min_decode_ratio": 1.5},
             summary=f"decode {decode:.2f}x of the unquantised F16",
-            values={"decode_ratio": decode, "prefill_ratio": decode * 0.7, "rounds": 3, "threads": 2},
+            values={
+                "decode_ratio": decode,
+                "decode_ratio_min": decode * 0.94,
+                "decode_ratio_max": decode * 1.08,
+                "prefill_ratio": decode * 0.7,
+                "prefill_ratio_min": decode * 0.66,
+                "prefill_ratio_max": decode * 0.72,
+                "rounds": 3,
+                "threads": 2,
+            },
         ),
     ]
 
