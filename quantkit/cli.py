@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantkit import ci, doctor, pipeline, recipe_file, screen
+from quantkit import ci, comparing, doctor, pipeline, recipe_file, screen
 from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.pipeline import Options
@@ -99,6 +99,20 @@ def plan(
         _print(made.as_json())
     else:
         screen.show_plan(page, made)
+
+
+@app.command()
+def check(
+    old: Annotated[Path, typer.Argument(help="a build or published folder, its manifest.json, or one of its artefacts")],
+    new: Annotated[Path, typer.Argument(help="the same of what it is compared with")],
+    as_json: AsJson = False,
+) -> None:
+    """Show which differences between two made artefacts are beyond noise."""
+    found = comparing.compare(old, new)
+    if as_json:
+        _print(found.as_json())
+    else:
+        screen.show_comparison(page, found)
 
 
 @app.command(name="doctor")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantkit.comparing import Comparison, Difference
 from quantkit.doctor import Finding
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan, size
-from quantkit.report import table
+from quantkit.report import figures, table
 from quantkit.values import Row
 
 
@@ -117,3 +118,41 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+_KINDS: dict[str, Callable[[float], str]] = {
+    "bytes": lambda value: figures.size(int(value)),
+    "memory": lambda value: figures.memory(int(value)),
+    "number": lambda value: f"{value:.5g}",
+    "share": lambda value: f"{100 * value:.2f} %",
+    "rate": figures.rate,
+    "times": lambda value: f"{value:.2f}×",
+}
+"""How a comparison writes its figures."""
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """Figures side by side, what of their differences is beyond noise, and types that changed."""
+    for pair in found.pairs:
+        title = pair.old if pair.old == pair.new else f"{pair.old} -> {pair.new}"
+        console.print(f"\n[bold]{escape(title)}[/]" + (": the same bytes" if pair.same_bytes else ""), highlight=False)
+        listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in ("figure", "old", "new", "difference", "verdict"):
+            listing.add_column(heading, justify="left" if heading in ("figure", "verdict") else "right", overflow="fold")
+        for each in pair.differences:
+            write = _KINDS[each.kind]
+            sign = "+" if each.change > 0 else "−" if each.change < 0 else ""
+            listing.add_row(each.name, write(each.old), write(each.new), sign + write(abs(each.change)), escape(_said(each)))
+        console.print(listing, highlight=False)
+        for old, new, count in pair.retypings():
+            console.print(f"{count} tensors {old or 'absent'} -> {new or 'absent'}", highlight=False, markup=False)
+    for side, names in (("old", found.only_old), ("new", found.only_new)):
+        if names:
+            console.print(f"only in {side}: {', '.join(names)}", highlight=False, markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _said(each: Difference) -> str:
+    noise = f" (±{_KINDS[each.kind](each.noise)}, {each.how})" if each.noise is not None else ""
+    return each.verdict + noise + (f": {each.note}" if each.note else "")

@@ -29,6 +29,11 @@ class Estimate:
         """What the true mean lies within on one side, at 95 % confidence (Student's t with chunks - 1)."""
         return float(stdtrit(self.chunks - 1, CONFIDENCE)) * self.error if self.chunks > 1 else math.inf
 
+    @property
+    def either_side(self) -> float:
+        """What the true mean lies within on both sides, at the same confidence."""
+        return float(stdtrit(self.chunks - 1, (1 + CONFIDENCE) / 2)) * self.error if self.chunks > 1 else math.inf
+
 
 def estimate(values: NDArray[np.float64] | NDArray[np.bool_]) -> Estimate:
     """Of values (chunks, tokens). Tokens of one chunk share their context and are not independent: the error is the

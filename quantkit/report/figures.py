@@ -61,7 +61,7 @@ class Column:
 LOGITS = (
     Column("Perplexity ratio", "", "ratio", 4), Column("Mean KLD", "nats", "kld", 4), Column("Same top-1", "", "same_top", None)
 )  # fmt: skip
-CLOZE = Column("Cloze, against the original", "", "cloze", None)
+CLOZE = Column("Cloze", "", "cloze", None)
 EMBEDDINGS = (Column("Cosine", "", "cosine", 5), Column("Rank correlation", "", "rank", 4))
 
 

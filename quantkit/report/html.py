@@ -39,6 +39,7 @@ def render(manifest: Manifest) -> str:
         memory={target.name: figures.memory_points(target) for target in manifest.targets},
         published=[(peer, peer.size(manifest.source.parameters)) for peer in peers.LLAMA_CPP],
         published_source=peers.SOURCE,
+        key=lambda n, line: Markup(plots.key(n, line=line)),
         answers=figures.answers(manifest),
         ceilings=figures.ceilings(manifest),
         drawings=_drawings(manifest),

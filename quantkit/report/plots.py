@@ -118,7 +118,7 @@ def size_against_divergence(
     y = decades([*values, *([limit] if limit else [])], HEIGHT - BOTTOM, TOP)
     marks = [_frame(x, y, f"size, {unit}", "mean KLD, nats (logarithmic)")]
     if limit is not None:
-        marks.append(_rule(y.at(limit)) + _text(LEFT + 4, y.at(limit) - 4, f"limit {limit:g}", "start", "t"))
+        marks.append(_rule(y.at(limit)) + _text(WIDTH - RIGHT, y.at(limit) - 4, f"limit {limit:g}", "end", "t"))
     around = [(x.at(nbytes / scale), y.at(kld)) for _, nbytes, kld in published]
     if around:
         marks.append(f'<path class="q" d="M{"L".join(f"{across:.1f} {up:.1f}" for across, up in around)}"/>')
@@ -238,6 +238,13 @@ def _shortened(text: str, room: float) -> str:
     """A role's name from its end, where all of it does not fit."""
     most = int((room - 12) / 6.4)
     return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+def key(series: int, *, line: bool) -> str:
+    """What a legend shows of a series: its sign, on its line where it has one."""
+    n = series % SERIES
+    path = f'<path class="p s{n} d{n}" d="M1 7H35"/>' if line else ""
+    return f'<svg viewBox="0 0 36 14" aria-hidden="true">{path}{_sign(18, 7, series)}</svg>'
 
 
 def _frame(x: Axis, y: Axis, across: str, up: str, *, right: int = RIGHT, tokens: bool = False) -> str:
