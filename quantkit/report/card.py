@@ -113,7 +113,7 @@ def results(manifest: Manifest) -> str:
     engines = sorted({check.engine for target in manifest.targets for check in target.checks})
     note = f"± is one standard error, clustered by chunk. Engines: {plain(', '.join(engines) or 'none')}."
     if baselines:
-        note += f" × is against {plain(', '.join(baselines))} in the same run, on {plain(manifest.machine.cpu)}."
+        note += f" × is against {plain('; or '.join(baselines))} in the same run, on {plain(manifest.machine.cpu)}."
     if fig.second_opinion(manifest):
         note += " Cloze is the share of right answers to which of four words follows, less the original's."
     return f"{table(heads, rows)}\n\n{note}"
