@@ -124,16 +124,23 @@ def _read(path: Path) -> tuple[Manifest, list[TargetRecord]]:
     """The manifest of a path, and those of its artefacts that are meant."""
     place = path if path.name == MANIFEST else path / MANIFEST
     if place.is_file():
-        manifest = Manifest.read(place)
+        manifest = _load(place)
         return manifest, manifest.targets
     for folder in path.parents:
         if path.exists() and (folder / MANIFEST).is_file():
-            manifest = Manifest.read(folder / MANIFEST)
+            manifest = _load(folder / MANIFEST)
             name = path.relative_to(folder).as_posix()
             meant = [t for t in manifest.targets if any(f.name == name or f.name.startswith(f"{name}/") for f in t.files)]
             if meant:
                 return manifest, meant
     raise InputError(f"{path}: neither a folder with a {MANIFEST} nor an artefact beside one; give what a run made")
+
+
+def _load(path: Path) -> Manifest:
+    try:
+        return Manifest.read(path)
+    except ValueError as error:
+        raise InputError(f"{path}: no manifest that this version of quantkit reads: {error}") from error
 
 
 def _matched(old: Sequence[TargetRecord], new: Sequence[TargetRecord]) -> list[tuple[TargetRecord, TargetRecord]]:

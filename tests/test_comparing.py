@@ -162,6 +162,10 @@ def test_what_is_no_artefact_is_refused(tmp_path: Path) -> None:
     for wrong in (tmp_path / "none", tmp_path, place / "other.gguf"):
         with pytest.raises(InputError, match="give what a run made"):
             comparing.compare(place, wrong)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text('{"schema_version": 1}', encoding="utf-8")
+    with pytest.raises(InputError, match="no manifest that this version"):
+        comparing.compare(place, tmp_path / "broken")
     renamed = [target.model_copy(update={"name": f"other-{target.name}"}) for target in sample().targets]
     with pytest.raises(InputError, match="no artefact in common"):
         comparing.compare(place, saved(tmp_path / "new", sample().model_copy(update={"targets": renamed})))

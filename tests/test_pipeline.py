@@ -355,6 +355,13 @@ def test_an_encoder_decoder_is_held_to_its_decoder(recipe, pico, tmp_path):
         assert [sample.prompt for sample in target.samples] == ["Hello"]
 
 
+@pytest.mark.parametrize("name", ["bert", "t5-1.1"])
+def test_cloze_is_asked_of_decoders_alone(recipe, pico, tmp_path, name):
+    path = recipe(source=pico(name), **{"divergence:": "cloze: {min_ratio: 0.9}\n  divergence:"})
+    missing = [item.message for item in quantkit.plan(path, work_dir=tmp_path / "build").missing]
+    assert any(message.startswith("checks: cloze: min_ratio is not for a model of this kind") for message in missing)
+
+
 def test_a_gate_that_a_kind_of_model_cannot_have_is_refused(recipe, pico, tmp_path):
     with pytest.raises(InputError, match=r"perplexity: max_ratio is not for .*\(encoder\).*\n.*divergence: max_mean"):
         convert(recipe(source=pico("bert")), work_dir=tmp_path / "build")
