@@ -7,7 +7,6 @@ chunk: what makes a chunk hard is the same for both and cancels, and the error o
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,9 +80,12 @@ class Pair:
     differences: tuple[Difference, ...]
     retyped: tuple[tuple[str, str | None, str | None], ...]
 
-    def retypings(self) -> list[tuple[str | None, str | None, int]]:
+    def retypings(self) -> list[tuple[str | None, str | None, list[str]]]:
         """(old type, new type, tensors), the most frequent first."""
-        return [(*types, n) for types, n in Counter((old, new) for _, old, new in self.retyped).most_common()]
+        groups: dict[tuple[str | None, str | None], list[str]] = {}
+        for name, old, new in self.retyped:
+            groups.setdefault((old, new), []).append(name)
+        return sorted(((*types, names) for types, names in groups.items()), key=lambda group: -len(group[2]))
 
 
 @dataclass(frozen=True, slots=True)

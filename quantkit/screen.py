@@ -68,11 +68,21 @@ def _grouped(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
     for row in rows:
         template = re.sub(r"\.\d+\.", ".{}.", row.name, count=1)
         groups.setdefault((template, str(row.shape), row.source_dtype, row.type, row.reason), []).append(row)
-    return [(template[0].replace("{}", _ranges(members)), members) for template, members in groups.items()]
+    return [
+        (template[0].replace("{}", _ranges([row.name for row in members])), members) for template, members in groups.items()
+    ]
 
 
-def _ranges(rows: Sequence[Row]) -> str:
-    numbers = [int(found[1]) for row in rows if (found := re.search(r"\.(\d+)\.", row.name))]
+def _folded(names: Iterable[str]) -> str:
+    """Names of tensors, those that differ in the block number alone as one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\.\d+\.", ".{}.", name, count=1), []).append(name)
+    return ", ".join(template.replace("{}", _ranges(members)) for template, members in groups.items())
+
+
+def _ranges(names: Sequence[str]) -> str:
+    numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))]
     spans: list[list[int]] = []
     for number in sorted(numbers):
         if spans and spans[-1][1] == number - 1:
@@ -144,8 +154,9 @@ def show_comparison(console: Console, found: Comparison) -> None:
             sign = "+" if each.change > 0 else "−" if each.change < 0 else ""
             listing.add_row(each.name, write(each.old), write(each.new), sign + write(abs(each.change)), escape(_said(each)))
         console.print(listing, highlight=False)
-        for old, new, count in pair.retypings():
-            console.print(f"{count} tensors {old or 'absent'} -> {new or 'absent'}", highlight=False, markup=False)
+        for old, new, tensors in pair.retypings():
+            said = f"{len(tensors)} tensors {old or 'absent'} -> {new or 'absent'}: {_folded(tensors)}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     for side, names in (("old", found.only_old), ("new", found.only_new)):
         if names:
             console.print(f"only in {side}: {', '.join(names)}", highlight=False, markup=False)

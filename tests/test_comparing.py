@@ -137,7 +137,17 @@ def test_types_that_changed_are_listed_by_tensor(tmp_path: Path) -> None:
     changed = [tensors[0].model_copy(update={"type": "Q6_K"}), *tensors[1:-1]]
     [pair] = compared(tmp_path, one(), one(tensors=changed)).pairs
     assert pair.retyped == ((tensors[0].name, "Q8_0", "Q6_K"), (tensors[-1].name, tensors[-1].type, None))
-    assert pair.retypings() == [("Q8_0", "Q6_K", 1), (tensors[-1].type, None, 1)]
+    assert pair.retypings() == [("Q8_0", "Q6_K", [tensors[0].name]), (tensors[-1].type, None, [tensors[-1].name])]
+
+
+def test_the_screen_folds_the_names_of_blocks(tmp_path: Path) -> None:
+    tensors = sample().targets[0].tensors
+    changed = [
+        tensor.model_copy(update={"type": "Q6_K"}) if tensor.name.endswith("ffn_down.weight") else tensor for tensor in tensors
+    ]
+    console = Console(record=True, width=200)
+    screen.show_comparison(console, compared(tmp_path, one(), one(tensors=changed)))
+    assert "30 tensors Q4_K -> Q6_K: blk.{0-29}.ffn_down.weight" in console.export_text()
 
 
 def test_artefacts_are_matched_by_name_and_named_by_file(tmp_path: Path) -> None:
