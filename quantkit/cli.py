@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quantkit import doctor, recipe_file, recipe_lock, runs, screen, workspace
+from quantkit import ci, doctor, recipe_file, recipe_lock, runs, screen, workspace
 from quantkit import recipe as recipes
 from quantkit.errors import InputError, QuantkitError
 from quantkit.job import Options
@@ -36,6 +36,7 @@ Type = Annotated[str | None, typer.Option(help="without a recipe: the type, e.g.
 Out = Annotated[Path | None, typer.Option(help="without a recipe: the folder to publish to")]
 Only = Annotated[list[str] | None, typer.Option(help="only this target (its name or type); may be repeated")]
 WorkDir = Annotated[Path, typer.Option(help="where things are made; failed runs stay here, report included")]
+Junit = Annotated[Path | None, typer.Option(help="write the gates there as JUnit XML, whatever their verdict")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 
@@ -64,6 +65,7 @@ def run(
         Path | None, typer.Option(help="sign what is published with this private key (PEM, elliptic curve)")
     ] = None,
     work_dir: WorkDir = Path("build"),
+    junit: Junit = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the artefacts, check them in their engine, report, and publish when every gate has passed."""
@@ -76,6 +78,7 @@ def run(
     with shown(err) as progress:
         manifest = runs.convert(document, options, progress)
     screen.show_result(err, manifest, options.folder(document.name))
+    ci.tell(manifest, junit)
     if as_json:
         _print(manifest.model_dump(mode="json"))
     try:
@@ -191,6 +194,22 @@ def publish(
         screen.show_addresses(page, addresses)
 
 
+@app.command()
+def check(
+    old: Annotated[Path, typer.Argument(help="a build or published folder, its manifest.json, or one of its artefacts")],
+    new: Annotated[Path, typer.Argument(help="the same of what it is compared with")],
+    as_json: AsJson = False,
+) -> None:
+    """Show which differences between two made artefacts are beyond noise."""
+    from quantkit import comparing
+
+    found = comparing.compare(old, new)
+    if as_json:
+        _print(found.as_json())
+    else:
+        screen.show_comparison(page, found)
+
+
 @app.command(name="doctor")
 def examine(as_json: AsJson = False) -> None:
     """Check the installation: engines, versions, CPU, memory and disk, with a remedy for each failure."""
@@ -204,9 +223,11 @@ def examine(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a recipe."""
-    _print(recipes.schema())
+def schema(report: Annotated[bool, typer.Option("--report", help="that of report.json")] = False) -> None:
+    """Print the JSON Schema of a recipe, or of a run's report.json."""
+    from quantkit.report import contents
+
+    _print(contents.schema() if report else recipes.schema())
 
 
 @app.command()

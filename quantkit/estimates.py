@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import footprint, planning, publishing, quality
+from quantkit import arch, footprint, planning, publishing, quality
 from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
@@ -139,14 +139,21 @@ def _too_long(recipe: Recipe, snapshot: Snapshot) -> Iterator[Missing]:
         yield Missing("context", f"the checks score {what} tokens, the model's context is {context}: checks: false")
 
 
+_ABSENT: dict[arch.Kind, dict[str, tuple[str, ...]]] = {
+    "decoder": {"embedding": ()},
+    "encoder": {"perplexity": (), "divergence": (), "cloze": (), "latency": ("min_decode_ratio",)},
+    "encoder-decoder": {"embedding": (), "cloze": ()},
+}
+"""Checks that a kind of model has not, with their limits; none: all of them."""
+
+
 def _idle_gates(recipe: Recipe, snapshot: Snapshot) -> Iterator[Missing]:
     """Limits that a recipe of its own sets on what this kind of model has not."""
     kind = quality.kind(snapshot)
     if recipe.checks is None or recipe.checks == SANITY_CHECKS:
         return
     checks = recipe.checks.model_dump()
-    absent = {"perplexity": (), "divergence": (), "latency": ("min_decode_ratio",)} if kind == "encoder" else {"embedding": ()}
-    for check, limits in absent.items():
+    for check, limits in _ABSENT[kind].items():
         for key, value in checks[check].items():
             if value is not None and key.startswith(("max_", "min_")) and (not limits or key in limits):
                 other = "embedding: {min_cosine: ..., min_rank: ...}" if kind == "encoder" else "perplexity and divergence"

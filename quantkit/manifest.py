@@ -71,6 +71,7 @@ class CheckRecord(_Frozen):
     values: dict[str, Number]
     limits: dict[str, float]
     engine: str
+    chunk_means: dict[str, list[float]] = {}  # of each measure, chunk by chunk: what another artefact's are paired with
 
 
 class SpeedRecord(_Frozen):

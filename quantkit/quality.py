@@ -13,8 +13,8 @@ import numpy as np
 from quantkit import arch, heads, walk, workspace
 from quantkit.calibration import corpus
 from quantkit.calibration.corpus import Sequences
-from quantkit.checks import divergence, embedding, perplexity, scoring
-from quantkit.checks.scoring import Scores
+from quantkit.checks import cloze, divergence, embedding, perplexity, scoring
+from quantkit.checks.scoring import Questions, Scores
 from quantkit.engines import llama_cpp, llama_cpp_encoder
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
@@ -43,6 +43,7 @@ class Reference:
     given: Sequences
     hidden: F32
     second: Reference | None = None
+    questions: Questions | None = None  # that artefact and original are asked, where it is a decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,11 @@ def cut(snapshot: Snapshot, given: Text, *, chunks: int, length: int, seed: int 
 def make_reference(job: Job, asked: Evaluation) -> Reference:
     """Walk the original over the evaluation text; kept in the build folder and found there again by a later run."""
     second = _reference(job, asked.second.given, "reference-second.npy") if asked.second else None
-    return replace(_reference(job, asked.given, "reference.npy"), second=second)
+    questions = None
+    if kind(job.snapshot) == "decoder":
+        assert job.snapshot.tokenizer is not None
+        questions = cloze.ask(asked.given.tokens, job.snapshot.tokenizer, first=CHUNK // 2)
+    return replace(_reference(job, asked.given, "reference.npy"), second=second, questions=questions)
 
 
 def _reference(job: Job, given: Sequences, name: str) -> Reference:
@@ -111,11 +116,17 @@ def check(job: Job, path: Path, reference: Reference, gates: Checks) -> list[Che
     """The quality checks that this kind of model has."""
     if kind(job.snapshot) == "encoder":
         return [_check_embedding(job, path, reference, gates)]
-    scores = score(job, path, reference)
+    second = score(job, path, reference.second) if reference.second else None
+    return judge(job, score(job, path, reference), gates, second)
+
+
+def judge(job: Job, scores: Scores, gates: Checks, second: Scores | None) -> list[CheckResult]:
+    """What an artefact's logits say on the evaluation text, held to its gates, and on a second text."""
     return [
         perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
         divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
-        *([divergence.check_second(score(job, path, reference.second))] if reference.second else []),
+        *([cloze.check(scores, min_ratio=gates.cloze.min_ratio)] if kind(job.snapshot) == "decoder" else []),
+        *([divergence.check_second(second)] if second else []),
     ]
 
 
@@ -134,6 +145,7 @@ def score(job: Job, path: Path, reference: Reference) -> Scores:
         reference_hidden=reference.hidden,
         head=original_head(job),
         engine=llama_cpp.name(),
+        questions=reference.questions,
         progress=job.progress,
     )
     if answers is None:

@@ -46,6 +46,14 @@ class Divergence(_Strict):
     second: str | None = Field(None, description="another text, unlike the calibration's: reported, not gated")
 
 
+class Cloze(_Strict):
+    """Which of four tokens goes on with the perplexity's text, where a word begins: a second opinion, from the same logits."""
+
+    min_ratio: float | None = Field(
+        None, gt=0, le=1, description="gate: the artefact's share of right answers over the original's"
+    )
+
+
 class Embedding(_Strict):
     """An encoder's embeddings of the perplexity's text, in pieces of 128 tokens, against the original's."""
 
@@ -80,6 +88,7 @@ class Checks(_Strict):
 
     perplexity: Perplexity = Field(Perplexity(), json_schema_extra=_or("report"))
     divergence: Divergence = Field(Divergence(), json_schema_extra=_or("report"))
+    cloze: Cloze = Field(Cloze(), json_schema_extra=_or("report"))
     embedding: Embedding = Field(Embedding(), json_schema_extra=_or("report"))
     latency: Latency = Field(Latency(), json_schema_extra=_or("report"))
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from quantkit import quality, solved, source
-from quantkit.checks import divergence, latency, perplexity, reopened, scoring
+from quantkit.checks import latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.engines import torch_blocks, transformers_speed
 from quantkit.job import Job
@@ -34,13 +34,8 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
     sound, errors = reopened.check(weights, plan.rows, source_rows, weights.codes, digests, progress=job.progress)
     results, speed, original = [sound], None, None
     if sound.verdict == "pass":
-        scores = _score(job, found, reference)
-        results += [
-            perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
-            divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
-            *([divergence.check_second(_score(job, found, reference.second))] if reference.second else []),
-            solved.account(plan, codes),
-        ]
+        second = _score(job, found, reference.second) if reference.second else None
+        results += [*quality.judge(job, _score(job, found, reference), gates, second), solved.account(plan, codes)]
         timed, speed, original = _time(job, artefact, gates.latency)
         results.append(timed)
     weights.close()
@@ -56,6 +51,7 @@ def _score(job: Job, found: Snapshot, reference: Reference) -> Scores:
         quality.original_head(job),
         first=CHUNK // 2,
         engine=torch_blocks.name(),
+        questions=reference.questions,
         progress=job.progress,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ from quantkit.doctor import Finding
 from quantkit.manifest import Manifest
 from quantkit.planning import Plan, TargetPlan, size
 from quantkit.recipe_lock import Lock
-from quantkit.report import table
+from quantkit.report import figures, table
 from quantkit.values import CheckResult, Row
 
 if TYPE_CHECKING:
+    from quantkit.comparing import Comparison, Difference
     from quantkit.inspecting import Inspection
     from quantkit.publishing import Outline
 
@@ -73,11 +74,21 @@ def _grouped(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
     for row in rows:
         template = re.sub(r"\.\d+\.", ".{}.", row.name, count=1)
         groups.setdefault((template, str(row.shape), row.source_dtype, row.type, row.reason), []).append(row)
-    return [(template[0].replace("{}", _ranges(members)), members) for template, members in groups.items()]
+    return [
+        (template[0].replace("{}", _ranges([row.name for row in members])), members) for template, members in groups.items()
+    ]
 
 
-def _ranges(rows: Sequence[Row]) -> str:
-    numbers = [int(found[1]) for row in rows if (found := re.search(r"\.(\d+)\.", row.name))]
+def _folded(names: Iterable[str]) -> str:
+    """Names of tensors, those that differ in the block number alone as one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\.\d+\.", ".{}.", name, count=1), []).append(name)
+    return ", ".join(template.replace("{}", _ranges(members)) for template, members in groups.items())
+
+
+def _ranges(names: Sequence[str]) -> str:
+    numbers = [int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))]
     spans: list[list[int]] = []
     for number in sorted(numbers):
         if spans and spans[-1][1] == number - 1:
@@ -187,3 +198,42 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+_KINDS: dict[str, Callable[[float], str]] = {
+    "bytes": lambda value: figures.size(int(value)),
+    "memory": lambda value: figures.memory(int(value)),
+    "number": lambda value: f"{value:.5g}",
+    "share": lambda value: f"{100 * value:.2f} %",
+    "rate": figures.rate,
+    "times": lambda value: f"{value:.2f}×",
+}
+"""How a comparison writes its figures."""
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """Figures side by side, what of their differences is beyond noise, and types that changed."""
+    for pair in found.pairs:
+        title = pair.old if pair.old == pair.new else f"{pair.old} -> {pair.new}"
+        console.print(f"\n[bold]{escape(title)}[/]" + (": the same bytes" if pair.same_bytes else ""), highlight=False)
+        listing = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for heading in ("figure", "old", "new", "difference", "verdict"):
+            listing.add_column(heading, justify="left" if heading in ("figure", "verdict") else "right", overflow="fold")
+        for each in pair.differences:
+            write = _KINDS[each.kind]
+            sign = "+" if each.change > 0 else "−" if each.change < 0 else ""
+            listing.add_row(each.name, write(each.old), write(each.new), sign + write(abs(each.change)), escape(_said(each)))
+        console.print(listing, highlight=False)
+        for old, new, tensors in pair.retypings():
+            said = f"{len(tensors)} tensors {old or 'absent'} -> {new or 'absent'}: {_folded(tensors)}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+    for side, names in (("old", found.only_old), ("new", found.only_new)):
+        if names:
+            console.print(f"only in {side}: {', '.join(names)}", highlight=False, markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _said(each: Difference) -> str:
+    noise = f" (±{_KINDS[each.kind](each.noise)}, {each.how})" if each.noise is not None else ""
+    return each.verdict + noise + (f": {each.note}" if each.note else "")

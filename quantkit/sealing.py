@@ -15,7 +15,7 @@ from quantkit.manifest import CostRecord, ImportanceRecord, MachineRecord, Manif
 from quantkit.planning import Plan
 from quantkit.recipe import SELF
 from quantkit.recipe_file import Document
-from quantkit.report import bom, card, html, machine, ollama
+from quantkit.report import bom, card, contents, html, machine, ollama
 from quantkit.source import text
 from quantkit.values import Snapshot
 from quantkit.verification import Results
@@ -77,6 +77,7 @@ def documents(manifest: Manifest, texts: Mapping[str, str]) -> dict[str, str]:
     found = {
         **texts,
         "manifest.json": manifest.model_dump_json(indent=2) + "\n",
+        "report.json": contents.of(manifest).model_dump_json(indent=2) + "\n",
         "report.html": html.render(manifest),
         "README.md": card.card(manifest),
         f"{manifest.recipe.name}.yaml": manifest.recipe.text,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit import baseline, likeness, making, planning, quality, workspace
-from quantkit.checks import divergence, embedding, latency, perplexity, reopened, scoring
+from quantkit.checks import embedding, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_config
@@ -109,12 +109,8 @@ def _quality(job: Job, path: Path, reference: Reference, gates: Checks) -> list[
             found = embedding.embed(embedder, tokens, job.progress)
         return [quality.check_embedding(job, found, reference, gates, embedder.engine)]
     score = _score if reference.given.decoder_tokens is None else _score_answers
-    scores = score(job, path, reference)
-    return [
-        perplexity.check(scores, max_ratio=gates.perplexity.max_ratio),
-        divergence.check(scores, max_mean=gates.divergence.max_mean, min_same_top=gates.divergence.min_same_top),
-        *([divergence.check_second(score(job, path, reference.second))] if reference.second else []),
-    ]
+    second = score(job, path, reference.second) if reference.second else None
+    return quality.judge(job, score(job, path, reference), gates, second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +185,7 @@ def _score(job: Job, path: Path, reference: Reference) -> Scores:
             quality.original_head(job),
             first=tokens.shape[1] // 2,
             engine=runner.engine,
+            questions=reference.questions,
             progress=job.progress,
         )
 

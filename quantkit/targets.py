@@ -19,7 +19,7 @@ TensorType = Literal[
     "Q2_K", "TQ2_0", "TQ1_0",
 ]  # fmt: skip
 
-CheckName = Literal["perplexity", "divergence", "embedding", "latency"]
+CheckName = Literal["perplexity", "divergence", "cloze", "embedding", "latency"]
 
 
 class _Strict(BaseModel):

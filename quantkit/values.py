@@ -283,3 +283,4 @@ class CheckResult:
     values: Mapping[str, float | int | str]
     limits: Mapping[str, float]
     engine: str
+    chunk_means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # what a later artefact is paired with

@@ -19,6 +19,7 @@ def test_schema_is_one_json_document():
     done = quantkit("schema")
     assert done.returncode == 0
     assert json.loads(done.stdout)["title"] == "Recipe"
+    assert json.loads(quantkit("schema", "--report").stdout)["title"] == "Report"
 
 
 def test_a_closed_stdout_is_no_error():
@@ -78,8 +79,14 @@ def test_a_failed_check_prints_one_manifest_and_ends_in_3(pico, tmp_path):
         f"source: {pico('llama')}\ntargets: [{{format: gguf, type: Q4_0}}]\nprompts: []\n"
         "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: {rounds: 1, prompt: 16, decode: 8}}\n"
     )
-    done = quantkit("run", path, "--work-dir", tmp_path / "build", "--threads", "1", "--json")
+    page = tmp_path / "summary.md"
+    done = quantkit(
+        "run", path, "--work-dir", tmp_path / "build", "--threads", "1", "--json", "--junit", tmp_path / "gates.xml",
+        GITHUB_STEP_SUMMARY=str(page),
+    )  # fmt: skip
     assert done.returncode == 3, done.stderr
+    assert '<failure message="perplexity' in (tmp_path / "gates.xml").read_text()
+    assert "perplexity | ✗ fail" in page.read_text()
     assert json.loads(done.stdout)["targets"][0]["verdict"] == "fail"
     assert "a check failed; nothing was published" in done.stderr
 

@@ -39,6 +39,8 @@ LAYERS = [
         "provenance",
         "inspecting",
         "costs",
+        "ci",
+        "comparing",
     },
     {"__init__"},
     {"cli"},

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import gguf
 import pytest
-from checkpoints import write_gguf
+from checkpoints import TEXT, write_gguf
 
 import quantkit
 from quantkit import pipeline, recipe_file, source
 from quantkit.errors import CheckFailed, InputError, QuantkitError, ResourceError, UnresolvedError
 from quantkit.job import Options
 from quantkit.manifest import Manifest
+from quantkit.report.contents import Report
 
 RECIPE = """\
 source: {source}
@@ -62,15 +63,31 @@ def test_a_recipe_becomes_a_published_folder(recipe, tmp_path):
     published = tmp_path / "published"
     ggufs = [target.file for target in manifest.targets]
     assert set(ggufs) < set(files(published))
-    assert {"manifest.json", "report.html", "README.md", "Modelfile", "SHA256SUMS"} <= set(files(published))
+    assert {"manifest.json", "report.html", "report.json", "README.md", "Modelfile", "SHA256SUMS"} <= set(files(published))
+    assert "  report.json\n" in (published / "SHA256SUMS").read_text()
+    assert Report.model_validate_json((published / "report.json").read_text()).verdict == "pass"
     assert Manifest.read(published / "manifest.json") == manifest
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=published, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
     for target in manifest.targets:
-        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        names = ["integrity", "tokenizer", "perplexity", "divergence", "cloze", "latency"]
+        assert [check.check for check in target.checks] == names
+        assert all(len(means) == 2 for check in target.checks for means in check.chunk_means.values())
         assert target.speed.peak_rss_bytes > 0
         assert all(tensor.relative_error is not None for tensor in target.tensors)
         assert [sample.prompt for sample in target.samples] == ["Hello"]
+
+
+def test_cloze_is_a_second_opinion(recipe, tmp_path):
+    text = tmp_path / "words.txt"
+    text.write_text(TEXT * 40, encoding="utf-8")
+    path = recipe(**{"chunks: 2,": f"text: {text}, chunks: 2,", "divergence:": "cloze: report\n  divergence:"})
+    manifest = convert(path, work_dir=tmp_path / "build")
+    for target in manifest.targets:
+        found = next(check for check in target.checks if check.check == "cloze")
+        assert found.values["questions"] >= 4
+        assert found.engine.startswith("llama.cpp")
+        assert found.verdict == "report"
 
 
 def test_a_failed_gate_publishes_nothing_and_still_reports(recipe, tmp_path):
@@ -330,10 +347,19 @@ def test_an_encoder_is_held_to_its_embeddings(recipe, pico, tmp_path):
 def test_an_encoder_decoder_is_held_to_its_decoder(recipe, pico, tmp_path):
     manifest = convert(calibrated(recipe, pico("t5-1.1")), work_dir=tmp_path / "build")
     for target in manifest.targets:
-        assert [check.check for check in target.checks] == ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        names = ["integrity", "tokenizer", "perplexity", "divergence", "latency"]
+        assert [check.check for check in target.checks] == names
+        assert all(len(means) == 2 for check in target.checks for means in check.chunk_means.values())
         assert target.checks[3].values["tokens"] == 2 * 255
         assert target.speed.decode_tokens_per_s > 0
         assert [sample.prompt for sample in target.samples] == ["Hello"]
+
+
+@pytest.mark.parametrize("name", ["bert", "t5-1.1"])
+def test_cloze_is_asked_of_decoders_alone(recipe, pico, tmp_path, name):
+    path = recipe(source=pico(name), **{"divergence:": "cloze: {min_ratio: 0.9}\n  divergence:"})
+    missing = [item.message for item in quantkit.plan(path, work_dir=tmp_path / "build").missing]
+    assert any(message.startswith("checks: cloze: min_ratio is not for a model of this kind") for message in missing)
 
 
 def test_a_gate_that_a_kind_of_model_cannot_have_is_refused(recipe, pico, tmp_path):

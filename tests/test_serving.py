@@ -49,7 +49,7 @@ def digests(place: Path) -> dict[str, str]:
 def test_a_decoder_is_published_with_what_its_runtimes_read(pico: Callable[[str], Path], tmp_path: Path) -> None:
     manifest = run(pico("llama"), tmp_path, {"bits": 8}, {"bits": 4, "sym": False})
     assert manifest.verdict == "pass"
-    names = ["parity", "integrity", "perplexity", "divergence", "latency", "isa"]
+    names = ["parity", "integrity", "perplexity", "divergence", "cloze", "latency", "isa"]
     for target in manifest.targets:
         assert [check.check for check in target.checks] == names
         assert target.speed is not None

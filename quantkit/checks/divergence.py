@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from quantkit.checks.scoring import Scores
-from quantkit.checks.verdict import Verdict, at_least, at_most, estimate, finite, worst
+from quantkit.checks.verdict import Verdict, at_least, at_most, chunk_means, estimate, finite, worst
 from quantkit.values import CheckResult
 
 _PERCENTILES = {"kld_p99_9": 99.9, "kld_p99": 99.0, "kld_p95": 95.0, "kld_p90": 90.0, "kld_median": 50.0}
@@ -56,4 +56,5 @@ def check(scores: Scores, *, max_mean: float | None = None, min_same_top: float 
         values=finite(values),
         limits=limits,
         engine=scores.engine,
+        chunk_means=chunk_means(kld=scores.kld, same_top=scores.same_top),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from quantkit.checks.verdict import Verdict, at_least, estimate, finite, worst
+from quantkit.checks.verdict import Verdict, at_least, chunk_means, estimate, finite, worst
 from quantkit.errors import WeightError
 from quantkit.values import F32, CheckResult, Embedder, Progress
 
@@ -51,8 +51,8 @@ def check(
         raise WeightError(f"embeddings are {found.shape} of the artefact, {wanted.shape} of the original: not one model")
     broken = int((~np.isfinite(found).all(1)).sum())
     ours, theirs = _unit(found), _unit(wanted)
-    cosine = estimate((ours * theirs).sum(1).reshape(chunks, -1))
-    rank = estimate(_ranks_kept(ours, theirs).reshape(chunks, -1))
+    cosines, ranks = (ours * theirs).sum(1).reshape(chunks, -1), _ranks_kept(ours, theirs).reshape(chunks, -1)
+    cosine, rank = estimate(cosines), estimate(ranks)
     gates: list[tuple[Verdict, str]] = []
     if min_cosine is not None:
         gates.append(at_least(cosine, min_cosine))
@@ -71,7 +71,8 @@ def check(
         *(f"limit {name} {limit:g}" for name, limit in limits.items()),
     ]
     summary = "; ".join([", ".join(said), *(note for _, note in gates if note)])
-    return CheckResult("embedding", worst([verdict for verdict, _ in gates]), summary, finite(values), limits, engine)
+    means = chunk_means(cosine=cosines, rank=ranks)
+    return CheckResult("embedding", worst([verdict for verdict, _ in gates]), summary, finite(values), limits, engine, means)
 
 
 def _unit(rows: F32) -> F64:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from quantkit.checks.scoring import Scores
-from quantkit.checks.verdict import Verdict, at_most, estimate, finite
+from quantkit.checks.verdict import Verdict, at_most, chunk_means, estimate, finite
 from quantkit.values import CheckResult
 
 
@@ -50,4 +50,5 @@ def check(scores: Scores, *, max_ratio: float | None = None) -> CheckResult:
         values=values,
         limits={"max_ratio": max_ratio} if max_ratio is not None else {},
         engine=scores.engine,
+        chunk_means=chunk_means(nll=scores.nll_artefact, nll_reference=scores.nll_reference),
     )

@@ -22,6 +22,14 @@ _ROUNDING = 1e-5  # nats; a KL divergence below zero by no more than this is flo
 
 
 @dataclass(frozen=True, slots=True)
+class Questions:
+    """Multiple choice, as many in every chunk: which of some tokens follows. The first is the one that does."""
+
+    positions: NDArray[np.int64]  # (chunks, questions), among the scored ones
+    options: NDArray[np.int64]  # (chunks, questions, tokens to choose from)
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Per scored token, (chunks, scored); nats. A position where the artefact's logits are not finite holds NaN."""
 
@@ -30,6 +38,8 @@ class Scores:
     kld: F64  # of the artefact's distribution from the reference's, >= 0
     same_top: NDArray[np.bool_]  # the same token is most likely in both
     engine: str
+    right_reference: NDArray[np.bool_] | None = None  # (chunks, questions): that follows which the reference prefers
+    right_artefact: NDArray[np.bool_] | None = None
 
 
 def score(
@@ -40,23 +50,38 @@ def score(
     *,
     first: int,
     engine: str,
+    questions: Questions | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores of an artefact in `engine` on `tokens` (chunks, length), of the logits after token `first` to the last but one.
+    """Scores of an artefact in `engine` on `tokens` (chunks, length), of the logits after token `first` to the last but one,
+    and both models' answers to `questions`.
 
     logits: the artefact's for a chunk by its number, (length, vocabulary).
     reference_hidden: (chunks, length, width), the original model's final hidden states; head: their map to logits.
     Raises WeightError where artefact and reference have vocabularies of different sizes.
     """
     scored = slice(first, tokens.shape[1] - 1)
-    parts = []
+    parts, right = [], []
     for index, chunk in enumerate(tokens):
         artefact = logits(index)[scored]
-        parts.append(compare(head(reference_hidden[index, scored]), artefact, chunk[1:][scored]))
+        original = head(reference_hidden[index, scored])
+        parts.append(compare(original, artefact, chunk[1:][scored]))
+        if questions is not None:
+            asked = questions.positions[index], questions.options[index]
+            right.append((_answer(original, *asked), _answer(artefact, *asked)))
         if progress is not None:
             progress("score", index + 1, len(tokens))
     reference, found, kld, top = (np.stack(rows) for rows in zip(*parts, strict=True))
-    return Scores(reference, found, kld, top, engine)
+    if not right:
+        return Scores(reference, found, kld, top, engine)
+    theirs, ours = (np.stack(rows) for rows in zip(*right, strict=True))
+    return Scores(reference, found, kld, top, engine, theirs, ours)
+
+
+def _answer(logits: F32, positions: NDArray[np.int64], options: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the first option is the likeliest; a tie is not, nor is what is not finite."""
+    chosen = logits[positions[:, None], options]
+    return np.asarray(chosen[:, 0] > chosen[:, 1:].max(1))
 
 
 def compare(reference: F32, artefact: F32, targets: NDArray[np.int32]) -> tuple[F64, F64, F64, NDArray[np.bool_]]:

@@ -29,6 +29,11 @@ class Estimate:
         """What the true mean lies within on one side, at 95 % confidence (Student's t with chunks - 1)."""
         return float(stdtrit(self.chunks - 1, CONFIDENCE)) * self.error if self.chunks > 1 else math.inf
 
+    @property
+    def either_side(self) -> float:
+        """What the true mean lies within on both sides, at the same confidence."""
+        return float(stdtrit(self.chunks - 1, (1 + CONFIDENCE) / 2)) * self.error if self.chunks > 1 else math.inf
+
 
 def estimate(values: NDArray[np.float64] | NDArray[np.bool_]) -> Estimate:
     """Of values (chunks, tokens). Tokens of one chunk share their context and are not independent: the error is the
@@ -59,6 +64,12 @@ def at_most(found: Estimate, limit: float) -> tuple[Verdict, str]:
 
 def at_least(found: Estimate, limit: float) -> tuple[Verdict, str]:
     return at_most(Estimate(-found.mean, found.error, found.chunks), -limit)
+
+
+def chunk_means(**measures: NDArray[np.float64] | NDArray[np.bool_]) -> dict[str, tuple[float, ...]]:
+    """The mean of every chunk of values (chunks, tokens), by the measure's name; without measures that are not finite."""
+    means = {name: values.mean(1, dtype=np.float64) for name, values in measures.items()}
+    return {name: tuple(found.tolist()) for name, found in means.items() if np.isfinite(found).all()}
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import yaml
 
 from quantkit import footprint
 from quantkit.manifest import Manifest
 from quantkit.report import figures as fig
+from quantkit.report import layers
+from quantkit.report.markdown import code, fenced, plain, table
 
 
 def card(manifest: Manifest) -> str:
@@ -19,15 +20,19 @@ def card(manifest: Manifest) -> str:
     source = manifest.source
     parts = [
         front_matter(manifest),
-        f"# {_text(source.name)}, quantised",
+        f"# {plain(source.name)}, quantised",
         f"{fig.MARKS[manifest.verdict]} {fig.verdict_sentence(manifest)} {_measured(manifest)}",
         *_notes(manifest),
         "## Results",
-        _results(manifest),
+        results(manifest),
         "## Can I run it?",
-        _machines(manifest),
+        machines(manifest),
         "## How to run",
         _how_to_run(manifest),
+        *_section("Checks", checks(manifest)),
+        *_section("Memory", _memory(manifest)),
+        *_section("Errors by kind of tensor", _errors(manifest)),
+        *_section("Answers", _answers(manifest)),
         "## Limits",
         _limits(manifest),
         "## Where it comes from",
@@ -61,22 +66,23 @@ def sha256sums(digests: Mapping[str, str]) -> str:
 
 def _notes(manifest: Manifest) -> list[str]:
     source = manifest.source
-    notes = [f"Licence: {_text(fig.licence_sentence(source))}"]
+    notes = [f"Licence: {plain(fig.licence_sentence(source))}"]
     if source.already_quantised:
         notes.append(
-            f"> The source is itself quantised ({_text(source.already_quantised)}). What is called original here is "
+            f"> The source is itself quantised ({plain(source.already_quantised)}). What is called original here is "
             "what its weights decode to, not the model as it was trained."
         )
     return notes
 
 
-def _results(manifest: Manifest) -> str:
-    rows, columns = [], fig.quality(manifest)
+def results(manifest: Manifest) -> str:
+    """Sizes, quality, speed and verdict of every artefact, as a table with what the figures are against."""
+    rows, columns = [], (*fig.quality(manifest), *fig.second_opinion(manifest))
     for target in manifest.targets:
         f = fig.figures(target)
         rows.append(
             (
-                _code(target.file),
+                code(target.file),
                 fig.size(target.nbytes),
                 fig.number(target.bits_per_weight, 2),
                 *(column.cell(f) for column in columns),
@@ -92,21 +98,81 @@ def _results(manifest: Manifest) -> str:
     )  # fmt: skip
     baselines = sorted({target.baseline_label for target in manifest.targets if target.baseline_label})
     engines = sorted({check.engine for target in manifest.targets for check in target.checks})
-    note = f"± is one standard error, clustered by chunk. Engines: {_text(', '.join(engines) or 'none')}."
+    note = f"± is one standard error, clustered by chunk. Engines: {plain(', '.join(engines) or 'none')}."
     if baselines:
-        note += f" × is against {_text(', '.join(baselines))} in the same run, on {_text(manifest.machine.cpu)}."
-    return f"{_table(heads, rows)}\n\n{note}"
+        note += f" × is against {plain('; or '.join(baselines))} in the same run, on {plain(manifest.machine.cpu)}."
+    if fig.second_opinion(manifest):
+        note += " Cloze is the share of right answers to which of four words follows, less the original's."
+    return f"{table(heads, rows)}\n\n{note}"
 
 
-def _machines(manifest: Manifest) -> str:
+def machines(manifest: Manifest) -> str:
+    """The largest context of every artefact by machine."""
     rows = []
     for target in manifest.targets:
         contexts = fig.fits(target).values() if target.memory else ()
         cells = ["no" if context is None else f"{context:,}" for context in contexts] or ["–"] * len(footprint.MACHINES)
         rows.append((target.type, *cells))
-    table = _table(("Artefact", *(f"{machine} GB" for machine in footprint.MACHINES)), rows)
+    drawn = table(("Artefact", *(f"{machine} GB" for machine in footprint.MACHINES)), rows)
     reserve = footprint.OS_RESERVE / footprint.GiB
-    return f"{table}\n\nThe largest context in tokens beside {reserve:g} GiB left to the system, without a GPU."
+    most = [
+        f"{plain(type)} {fig.rate(tokens)}"
+        for type, tokens in next((found for _, found in reversed(fig.ceilings(manifest))), [])
+    ]
+    width = manifest.machine.bandwidth or fig.DESKTOP
+    ceilings = f" Memory of {width / 1e9:.0f} GB/s sets a ceiling to decoding, tokens/s: {', '.join(most)}." if most else ""
+    return f"{drawn}\n\nThe largest context in tokens beside {reserve:g} GiB left to the system, without a GPU.{ceilings}"
+
+
+def checks(manifest: Manifest) -> str:
+    """What every check of every artefact found; empty where none ran."""
+    rows = [
+        (plain(target.type), check.check, f"{fig.MARKS[check.verdict]} {check.verdict}", plain(check.summary))
+        for target in manifest.targets
+        for check in target.checks
+    ]
+    return table(("Artefact", "Check", "Verdict", "Found"), rows) if rows else ""
+
+
+def _section(head: str, text: str) -> tuple[str, ...]:
+    return (f"## {head}", text) if text else ()
+
+
+def _memory(manifest: Manifest) -> str:
+    rows = [
+        (
+            plain(target.type),
+            f"{point.context:,}",
+            "–" if point.predicted is None else fig.memory(point.predicted),
+            "–" if point.measured is None else fig.memory(point.measured),
+            "–" if point.error is None else fig.signed_percent(point.error),
+        )
+        for target in manifest.targets
+        for point in fig.memory_points(target)
+    ]
+    return table(("Artefact", "Context", "Predicted", "Measured", "Error"), rows) if rows else ""
+
+
+def _errors(manifest: Manifest) -> str:
+    rows = [
+        (plain(target.type), code(role.role), f"{role.mean:.4f}", f"{role.greatest:.4f} in block {role.block}")
+        for target in manifest.targets
+        for role in layers.roles(layers.errors(target))
+    ]
+    if not rows:
+        return ""
+    note = "√(Σ(w − decoded)² / Σw²) of each tensor, on the written file, over the blocks; `report.json` has every block."
+    return f"{table(('Artefact', 'Tensors', 'Mean', 'Greatest'), rows)}\n\n{note}"
+
+
+def _answers(manifest: Manifest) -> str:
+    """Greedy answers beside each other; nothing of a prompt or an answer is Markdown here."""
+    blocks = []
+    for group in fig.answers(manifest):
+        given = [("original", group.original), *group.artefacts]
+        rows = [(plain(who), plain(answer)) for who, answer in given]
+        blocks.append(f"{plain(group.prompt)}\n\n{table(('From', 'Answer'), rows)}")
+    return "\n\n".join(blocks)
 
 
 def _how_to_run(manifest: Manifest) -> str:
@@ -117,14 +183,14 @@ def _how_to_run(manifest: Manifest) -> str:
             f"onnxruntime.InferenceSession({file!r})",
             f"onnxruntime_genai.Model({file.partition('/')[0]!r})    # a decoder with genai_config.json",
         )
-        return _fenced("\n".join(commands), "python")
+        return fenced("\n".join(commands), "python")
     if best.format == "gptq":
         folder = shlex.quote(file.rpartition("/")[0])
         commands = (
             f"transformers chat {folder}     # with optimum and gptqmodel installed",
             f"vllm serve {folder}            # a server, OpenAI-compatible; not run here",
         )
-        return _fenced("\n".join(commands), "sh")
+        return fenced("\n".join(commands), "sh")
     name = re.sub(r"[^a-z0-9._-]+", "-", manifest.source.name.lower()).strip("-._") or "model"
     commands = (
         f"llama-cli -m {shlex.quote(file)}        # a chat in the terminal",
@@ -132,7 +198,7 @@ def _how_to_run(manifest: Manifest) -> str:
         "",
         f"ollama create {name} -f Modelfile && ollama run {name}     # not run here",
     )
-    return _fenced("\n".join(commands), "sh")
+    return fenced("\n".join(commands), "sh")
 
 
 def _measured(manifest: Manifest) -> str:
@@ -145,16 +211,16 @@ def _measured(manifest: Manifest) -> str:
 
 def _limits(manifest: Manifest) -> str:
     said = [
-        f"Checked on {_text(name)} (sha256 {_code(digest)}): a perplexity ratio holds for text like it."
+        f"Checked on {plain(name)} (sha256 {code(digest)}): a perplexity ratio holds for text like it."
         for name, digest in manifest.text.items()
     ] or ["Not checked: nothing is known of their quality."]
     if any(target.speed for target in manifest.targets):
         said.append(
-            f"Speed and memory are those of {_text(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
+            f"Speed and memory are those of {plain(manifest.machine.cpu)} ({manifest.machine.cores} cores, "
             f"{fig.memory(manifest.machine.memory_bytes)})."
         )
     said += [
-        f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} ({_text(fallback.reason)})."
+        f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} ({plain(fallback.reason)})."
         for target in manifest.targets
         for fallback in fig.fallbacks(target)
     ]
@@ -164,33 +230,12 @@ def _limits(manifest: Manifest) -> str:
 def _provenance(manifest: Manifest) -> str:
     source = manifest.source
     rows = [
-        ("Source", _code(source.uri)),
-        ("Commit", _code(source.commit) if source.commit else "none: the source is not a repository"),
-        *((f"Source sha256, {_text(name)}", _code(digest)) for name, digest in source.digests.items()),
-        *((f"sha256, {_text(file.name)}", _code(file.sha256)) for target in manifest.targets for file in target.files),
+        ("Source", code(source.uri)),
+        ("Commit", code(source.commit) if source.commit else "none: the source is not a repository"),
+        *((f"Source sha256, {plain(name)}", code(digest)) for name, digest in source.digests.items()),
+        *((f"sha256, {plain(file.name)}", code(file.sha256)) for target in manifest.targets for file in target.files),
         ("Made by", f"quantkit {manifest.quantkit}, {fig.moment(manifest.created)}"),
-        ("Bytes promised for", _text(manifest.machine.cpu_class)),
-        ("Recipe digest", _code(manifest.recipe.digest)),
+        ("Bytes promised for", plain(manifest.machine.cpu_class)),
+        ("Recipe digest", code(manifest.recipe.digest)),
     ]
-    return f"{_table(('What', 'Which'), rows)}\n\nThe recipe, as typed:\n\n{_fenced(manifest.recipe.text, 'yaml')}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
-def _fenced(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _text(text: str) -> str:
-    """Text from outside, on one line, with nothing that Markdown or HTML would act on."""
-    return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _code(text: str) -> str:
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+    return f"{table(('What', 'Which'), rows)}\n\nThe recipe, as typed:\n\n{fenced(manifest.recipe.text, 'yaml')}"

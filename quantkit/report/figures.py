@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 from quantkit import footprint
 from quantkit.manifest import CheckRecord, Manifest, SourceRecord, TargetRecord, Verdict
 
 MARKS = {"pass": "✓", "fail": "✗", "unresolved": "?", "unchecked": "–", "report": "·"}
 """A sign for every verdict, so that none relies on colour."""
+
+
+DESKTOP = 50e9  # bytes/s: two channels of DDR4-3200, near enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Figures:
     cosine_error: float | None
     rank: float | None
     rank_error: float | None
+    cloze: float | None  # share of right answers less the original's
+    cloze_error: float | None
     prefill: float | None  # tokens/s
     prefill_ratio: float | None  # against the unquantised model in the same run
     decode: float | None
@@ -55,6 +61,7 @@ class Column:
 LOGITS = (
     Column("Perplexity ratio", "", "ratio", 4), Column("Mean KLD", "nats", "kld", 4), Column("Same top-1", "", "same_top", None)
 )  # fmt: skip
+CLOZE = Column("Cloze", "", "cloze", None)
 EMBEDDINGS = (Column("Cosine", "", "cosine", 5), Column("Rank correlation", "", "rank", 4))
 
 
@@ -77,11 +84,20 @@ class Answers:
     artefacts: tuple[tuple[str, str], ...]
 
 
-def figures(target: TargetRecord) -> Figures:
-    def value(check: str, key: str) -> float | None:
-        found = next((record.values.get(key) for record in target.checks if record.check == check), None)
-        return None if isinstance(found, str) else found
+def measured(target: TargetRecord, check: str, key: str) -> float | None:
+    """A number that a check of an artefact gave; None where there is none."""
+    found = next((record.values.get(key) for record in target.checks if record.check == check), None)
+    return None if isinstance(found, str) else found
 
+
+def spread(target: TargetRecord, part: str) -> tuple[float | None, float | None]:
+    """Least and greatest ratio of the rounds in which "prefill" or "decode" was timed."""
+    return measured(target, "latency", f"{part}_ratio_min"), measured(target, "latency", f"{part}_ratio_max")
+
+
+def figures(target: TargetRecord) -> Figures:
+    """The figures of one artefact."""
+    value = partial(measured, target)
     speed, baseline = target.speed, target.baseline
     prefill, decode = value("latency", "prefill_ratio"), value("latency", "decode_ratio")  # medians over rounds
     if speed and baseline:
@@ -99,6 +115,8 @@ def figures(target: TargetRecord) -> Figures:
         cosine_error=value("embedding", "cosine_error"),
         rank=value("embedding", "rank"),
         rank_error=value("embedding", "rank_error"),
+        cloze=value("cloze", "difference"),
+        cloze_error=value("cloze", "difference_error"),
         prefill=speed.prefill_tokens_per_s if speed else None,
         prefill_ratio=prefill,
         decode=speed.decode_tokens_per_s if speed else None,
@@ -111,6 +129,11 @@ def quality(manifest: Manifest) -> tuple[Column, ...]:
     """The measures that this kind of model has."""
     embedded = any(check.check == "embedding" for target in manifest.targets for check in target.checks)
     return EMBEDDINGS if embedded else LOGITS
+
+
+def second_opinion(manifest: Manifest) -> tuple[Column, ...]:
+    """What goes beside `quality` where there is room for it."""
+    return (CLOZE,) if any(figures(target).cloze is not None for target in manifest.targets) else ()
 
 
 def fallbacks(target: TargetRecord) -> list[Fallback]:
@@ -131,6 +154,34 @@ def fits(target: TargetRecord) -> dict[int, int | None]:
     return footprint.machine_classes({record.context: record.total for record in target.memory})
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """Bytes at one context: predicted, measured, or both."""
+
+    context: int
+    predicted: int | None
+    measured: int | None
+
+    @property
+    def error(self) -> float | None:
+        """Of the prediction, as a share of what was measured."""
+        return self.predicted / self.measured - 1 if self.predicted and self.measured else None
+
+
+def memory_points(target: TargetRecord) -> list[MemoryPoint]:
+    """Predicted and measured memory by context; of a format that nobody predicts, the peak of the speed measurement."""
+    if target.memory or target.speed is None:
+        return [MemoryPoint(record.context, record.total, record.measured) for record in target.memory]
+    met = target.speed.prompt_tokens + (target.speed.decode_tokens if target.speed.decode_tokens_per_s else 0)
+    return [MemoryPoint(met, None, target.speed.peak_rss_bytes)]
+
+
+def worst_memory_error(manifest: Manifest) -> float | None:
+    """The largest error of a prediction whose context was measured, as a share."""
+    found = (point.error for target in manifest.targets for point in memory_points(target))
+    return max((abs(error) for error in found if error is not None), default=None)
+
+
 def answers(manifest: Manifest) -> list[Answers]:
     """The samples of all targets, by prompt: the original once, then every artefact's."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -138,6 +189,14 @@ def answers(manifest: Manifest) -> list[Answers]:
         for sample in target.samples:
             groups.setdefault((sample.prompt, sample.original), []).append((target.type, sample.artefact))
     return [Answers(prompt, original, tuple(given)) for (prompt, original), given in groups.items()]
+
+
+def ceilings(manifest: Manifest) -> list[tuple[float, list[tuple[str, float]]]]:
+    """[(bandwidth, [(type, tokens/s)])]: a common desktop's, and this machine's where it was measured."""
+    bandwidths = [DESKTOP, *([manifest.machine.bandwidth] if manifest.machine.bandwidth else [])]
+    return [
+        (width, [(t.type, most) for t in manifest.targets if (most := ceiling(t, width)) is not None]) for width in bandwidths
+    ]
 
 
 def ceiling(target: TargetRecord, bandwidth: float) -> float | None:

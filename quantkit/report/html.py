@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
@@ -10,10 +10,7 @@ from markupsafe import Markup
 
 from quantkit import footprint
 from quantkit.manifest import Manifest, TargetRecord
-from quantkit.report import figures, plots
-
-_DESKTOP = 50e9  # bytes/s: two channels of DDR4-3200, near enough
-_BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.(.+)\.weight")
+from quantkit.report import figures, layers, peers, plots
 
 
 def render(manifest: Manifest) -> str:
@@ -26,11 +23,10 @@ def render(manifest: Manifest) -> str:
     }  # fmt: skip
     environment.tests["web"] = lambda text: isinstance(text, str) and text.startswith(("https://", "http://"))
     template = environment.from_string(resources.files("quantkit.report").joinpath("report.html.j2").read_text("utf-8"))
-    measured = [record for target in manifest.targets for record in target.memory if record.measured is not None]
     return template.render(
         m=manifest,
         rows=[(target, figures.figures(target)) for target in manifest.targets],
-        quality=figures.quality(manifest),
+        quality=(*figures.quality(manifest), *figures.second_opinion(manifest)),
         marks=figures.MARKS,
         sentence=figures.verdict_sentence(manifest),
         licence=figures.licence_sentence(manifest.source),
@@ -39,73 +35,70 @@ def render(manifest: Manifest) -> str:
         fits={target.name: figures.fits(target) for target in manifest.targets},
         fallbacks={target.name: figures.fallbacks(target) for target in manifest.targets},
         types={target.name: figures.type_counts(target) for target in manifest.targets},
-        worst_memory_error=max((abs(r.total / r.measured - 1) for r in measured if r.measured), default=None),
+        worst_memory_error=figures.worst_memory_error(manifest),
+        memory={target.name: figures.memory_points(target) for target in manifest.targets},
+        published=[(peer, peer.size(manifest.source.parameters)) for peer in peers.LLAMA_CPP],
+        published_source=peers.SOURCE,
+        key=lambda n, line: Markup(plots.key(n, line=line)),
         answers=figures.answers(manifest),
-        ceilings=_ceilings(manifest),
+        ceilings=figures.ceilings(manifest),
         drawings=_drawings(manifest),
         maps={target.name: _layer_map(target) for target in manifest.targets},
     )
 
 
-def _ceilings(manifest: Manifest) -> list[tuple[float, list[tuple[str, float]]]]:
-    """[(bandwidth, [(type, tokens/s)])]: a common desktop's, and this machine's where it was measured."""
-    bandwidths = [_DESKTOP, *([manifest.machine.bandwidth] if manifest.machine.bandwidth else [])]
-    return [
-        (width, [(t.type, most) for t in manifest.targets if (most := figures.ceiling(t, width)) is not None])
-        for width in bandwidths
-    ]
-
-
 def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
-    """(title, note, SVG) of every drawing that the manifest has figures for."""
-    targets = manifest.targets
+    """(title, note, SVG) of every drawing that the manifest has figures for; an artefact has one colour in all of them."""
+    targets = list(enumerate(manifest.targets))
     drawings = []
     points = [
-        (target.type, target.nbytes, f.kld, f.kld_error or 0.0, target.verdict == "pass")
-        for target in targets
+        plots.Point(target.type, n, target.nbytes, f.kld, f.kld_error or 0.0, target.verdict == "pass")
+        for n, target in targets
         if (f := figures.figures(target)).kld is not None
     ]
     if points:
-        limits = {c.limits["max_mean"] for t in targets for c in t.checks if "max_mean" in c.limits}
-        svg = plots.size_against_divergence(points, min(limits, default=None))
-        drawings.append(("Size against divergence", "Lower left is better. Hollow: failed.", svg))
-    lines = [
-        (target.type, [(record.context, record.total, record.measured) for record in target.memory])
-        for target in targets
-        if target.memory
-    ]
+        limits = {c.limits["max_mean"] for _, t in targets for c in t.checks if "max_mean" in c.limits}
+        others = [(peer.type, peer.size(manifest.source.parameters), peer.kld) for peer in peers.LLAMA_CPP]
+        svg = plots.size_against_divergence(points, min(limits, default=None), others)
+        note = f"Lower left is better. Hollow: not passed. Grey crosses, for orientation: {peers.SHORT}, at this model's size."
+        drawings.append(("Size against divergence", note, svg))
+    lines = _lines(manifest)
     if lines:
         usable = {size: size - footprint.OS_RESERVE / footprint.GiB for size in footprint.MACHINES}
         svg = plots.memory_against_context(lines, usable)
         drawings.append(("Memory by context", "Lines are predicted, signs measured. Dotted: room on a machine.", svg))
     for name, key in (("Prefill", "prefill"), ("Decode", "decode")):
-        bars = _bars(targets, key)
+        bars = _bars(manifest.targets, key)
         if bars:
-            drawings.append((f"{name} speed", "Tokens per second; in brackets, against the unquantised model.",
-                             plots.speed_bars(bars, "tokens per second")))  # fmt: skip
+            note = "Tokens per second; in brackets, against the unquantised model (hollow) in the same run."
+            drawings.append((f"{name} speed", note, plots.speed_bars(bars, "tokens per second")))
     return [(title, note, Markup(svg)) for title, note, svg in drawings]  # plots escapes
 
 
-def _bars(targets: list[TargetRecord], key: str) -> list[tuple[str, float, float]]:
-    """(label, tokens/s, ratio): the unquantised model, then every artefact that was timed."""
-    timed = [
-        target for target in targets if target.speed and target.baseline and getattr(target.baseline, f"{key}_tokens_per_s")
+def _lines(manifest: Manifest) -> list[plots.Line]:
+    return [
+        plots.Line(target.type, n, [(point.context, point.predicted, point.measured) for point in points])
+        for n, target in enumerate(manifest.targets)
+        if (points := figures.memory_points(target))
     ]
-    if not timed:
-        return []
-    first = timed[0]
-    baseline = getattr(first.baseline, f"{key}_tokens_per_s")
-    bars = [(first.baseline_label or "unquantised", float(baseline), 1.0)]
-    for target in timed:
+
+
+def _bars(targets: Sequence[TargetRecord], key: str) -> list[plots.Bar]:
+    """Every unquantised model that was timed, each before the artefacts that were timed beside it."""
+    groups: dict[tuple[str, str], list[plots.Bar]] = {}
+    for n, target in enumerate(targets):
+        base = getattr(target.baseline, f"{key}_tokens_per_s") if target.baseline else None
         f = figures.figures(target)
-        bars.append((target.type, getattr(f, key) or 0.0, getattr(f, f"{key}_ratio") or 0.0))
-    return bars
+        rate, ratio = getattr(f, key), getattr(f, f"{key}_ratio")
+        if target.baseline is None or base is None or rate is None:
+            continue
+        label = target.baseline_label or "unquantised"
+        bars = groups.setdefault((label, target.baseline.engine), [plots.Bar(label, None, base)])
+        bars.append(plots.Bar(target.type, n, rate, ratio, *figures.spread(target, key)))
+    return [bar for bars in groups.values() for bar in bars]
 
 
-def _layer_map(target: TargetRecord) -> Markup | None:
-    errors = {
-        (found[2], int(found[1])): tensor.relative_error
-        for tensor in target.tensors
-        if tensor.relative_error is not None and (found := _BLOCK_TENSOR.fullmatch(tensor.name))
-    }
-    return Markup(plots.layer_map(errors)) if errors else None
+def _layer_map(target: TargetRecord) -> tuple[Markup, list[layers.Role]] | None:
+    """The drawing and the same in words, role by role."""
+    errors = layers.errors(target)
+    return (Markup(plots.layer_map(errors)), layers.roles(errors)) if errors else None

@@ -47,42 +47,111 @@ def linear(greatest: float, start: float, end: float, steps: int = 4) -> Axis:
     return Axis(0, count * step, start, end, ticks=tuple(step * n for n in range(count + 1)))
 
 
-def size_against_divergence(points: Sequence[tuple[str, int, float, float, bool]], limit: float | None) -> str:
-    """A point per artefact: (label, bytes, mean KLD, its standard error, passed); the limit as a dotted line."""
-    unit, scale = ("GB", 1e9) if max(point[1] for point in points) >= 1e9 else ("MB", 1e6)
-    x = linear(max(point[1] for point in points) / scale, LEFT, WIDTH - RIGHT)
-    y = linear(max([point[2] + point[3] for point in points] + [limit or 0.0]), HEIGHT - BOTTOM, TOP)
-    marks = [_frame(x, y, f"size, {unit}", "mean KLD, nats")]
+def between(least: float, greatest: float, start: float, end: float, steps: int = 5) -> Axis:
+    """A linear axis from just below `least` to just above `greatest`, from 0 where that is near; about `steps` ticks."""
+    room = 0.06 * (greatest - least) or 0.1 * greatest or 1.0
+    low, high = max(0.0, least - room), greatest + room
+    low = 0.0 if low < 0.15 * high else low
+    rough = (high - low) / steps
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    ticks = (step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1))
+    return Axis(low, high, start, end, ticks=tuple(ticks))
+
+
+def decades(values: Sequence[float], start: float, end: float) -> Axis:
+    """A logarithmic axis that holds the positive ones of `values`, from 1, 2 or 5 times a power of ten to another."""
+    positive = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
+    marks = [m * 10.0**power for power in range(-9, 10) for m in (1, 2, 5)]
+    low = max((mark for mark in marks if mark < min(positive)), default=marks[0])
+    high = min((mark for mark in marks if mark > max(positive)), default=marks[-1])
+    ticks = [mark for mark in marks if low <= mark <= high]
+    whole = [tick for tick in ticks if math.isclose(math.log10(tick), round(math.log10(tick)), abs_tol=1e-9)]
+    return Axis(low, high, start, end, True, tuple(whole if len(whole) > 2 else ticks))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """An artefact's size, bytes, and mean KL divergence with its standard error; `series` is its colour and sign."""
+
+    label: str
+    series: int
+    nbytes: float
+    kld: float
+    error: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An artefact's bytes by context: (context, predicted or None, measured or None)."""
+
+    label: str
+    series: int
+    points: Sequence[tuple[int, int | None, int | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Tokens/s of an artefact with its ratio to the unquantised model's, median, least and greatest; of that model itself
+    without series and ratio."""
+
+    label: str
+    series: int | None
+    rate: float
+    ratio: float | None = None
+    least: float | None = None
+    greatest: float | None = None
+
+
+def size_against_divergence(
+    points: Sequence[Point], limit: float | None, published: Sequence[tuple[str, float, float]] = ()
+) -> str:
+    """A point per artefact, the limit as a dotted line, and for orientation others' points: (label, bytes, mean KLD).
+
+    Divergence is on a logarithmic scale: types differ by factors.
+    """
+    sizes = [point.nbytes for point in points] + [nbytes for _, nbytes, _ in published]
+    unit, scale = ("GB", 1e9) if max(sizes) >= 1e9 else ("MB", 1e6)
+    x = between(min(sizes) / scale, max(sizes) / scale, LEFT, WIDTH - RIGHT)
+    values = [edge for point in points for edge in (point.kld, point.kld + point.error)] + [kld for _, _, kld in published]
+    y = decades([*values, *([limit] if limit else [])], HEIGHT - BOTTOM, TOP)
+    marks = [_frame(x, y, f"size, {unit}", "mean KLD, nats (logarithmic)")]
     if limit is not None:
         marks.append(_rule(y.at(limit)) + _text(WIDTH - RIGHT, y.at(limit) - 4, f"limit {limit:g}", "end", "t"))
-    spots = [(x.at(size / scale), y.at(kld)) for _, size, kld, _, _ in points]
-    for n, (label, size, kld, error, passed) in enumerate(points):
-        across, up = spots[n]
-        span = f"M{across:.1f} {y.at(kld + error):.1f}V{y.at(max(0, kld - error)):.1f}"
-        said = f"{label}: {size / scale:.2f} {unit}, mean KLD {kld:.4f} ± {error:.4f}"
+    around = [(x.at(nbytes / scale), y.at(kld)) for _, nbytes, kld in published]
+    if around:
+        marks.append(f'<path class="q" d="M{"L".join(f"{across:.1f} {up:.1f}" for across, up in around)}"/>')
+    for (label, nbytes, kld), (across, up) in zip(published, around, strict=True):
+        said = f"{label}, published: {nbytes / scale:.2f} {unit}, mean KLD {kld:.4f}"
+        cross = f'<path class="k" d="M{across - 3:.1f} {up - 3:.1f}l6 6m0 -6l-6 6"/>'
+        marks.append(f"<g><title>{escape(said)}</title>{cross}{_text(across - 6, up + 12, label, 'end', 'k')}</g>")
+    spots = [(x.at(point.nbytes / scale), y.at(point.kld)) for point in points]
+    for n, (point, (across, up)) in enumerate(zip(points, spots, strict=True)):
+        span = f"M{across:.1f} {y.at(point.kld + point.error):.1f}V{y.at(point.kld - point.error):.1f}"
+        said = f"{point.label}: {point.nbytes / scale:.2f} {unit}, mean KLD {point.kld:.4f} ± {point.error:.4f}"
         marks.append(
-            f'<g><title>{escape(said)}</title><path class="w s{n % SERIES}" d="{span}"/>'
-            f"{_sign(across, up, n, hollow=not passed)}{_label(label, n, spots)}</g>"
+            f'<g><title>{escape(said)}</title><path class="w s{point.series % SERIES}" d="{span}"/>'
+            f"{_sign(across, up, point.series, hollow=not point.passed)}{_label(point.label, n, [*spots, *around])}</g>"
         )
     return _svg(marks, "Size of each artefact against its mean KL divergence from the original")
 
 
-def memory_against_context(
-    series: Sequence[tuple[str, Sequence[tuple[int, int, int | None]]]], machines: Mapping[int, float]
-) -> str:
-    """Predicted GiB by context, a line per artefact: (label, [(context, bytes, measured bytes or None)]).
+def memory_against_context(series: Sequence[Line], machines: Mapping[int, float]) -> str:
+    """GiB by context, a line per artefact where it is predicted, signs where it was measured.
 
     `machines` maps a machine's GB to the GiB that a model may take there: horizontal lines, up to the first that is
     never exceeded. The scale is logarithmic, so that a small model and its machine are both in sight.
     """
-    rows = [row for _, line in series for row in line]
+    rows = [row for line in series for row in line.points]
     sizes = [size / 2**30 for _, total, measured in rows for size in (total, measured) if size]
     enough = min((usable for usable in machines.values() if usable > max(sizes)), default=max(sizes))
     least, most = math.floor(math.log2(min(sizes))), math.ceil(math.log2(enough * 1.1))
     powers = tuple(2.0**power for power in range(least, most + 1))
     y = Axis(powers[0], powers[-1], HEIGHT - BOTTOM, TOP, True, powers)
     contexts = sorted({context for context, _, _ in rows})
-    shown = contexts[:: max(1, -(-len(contexts) // 6))]
+    shown = [context for context in contexts if context & (context - 1) == 0] or contexts
+    shown = shown[:: max(1, -(-len(shown) // 6))]
     x = Axis(contexts[0], contexts[-1], LEFT + 8, WIDTH - GUTTER - 8, True, tuple(map(float, shown)))
     marks = [_frame(x, y, "context, tokens", "memory, GiB", right=GUTTER, tokens=True)]
     lines = [(size, usable) for size, usable in machines.items() if y.low <= usable <= enough]
@@ -90,53 +159,92 @@ def memory_against_context(
         _rule(y.at(usable), right=GUTTER) + _text(WIDTH - 2, y.at(usable) + 4, f"{size} GB", "end", "t")
         for size, usable in lines
     ]
-    for n, (label, line) in enumerate(series):
-        path = "L".join(f"{x.at(context):.1f} {y.at(total / 2**30):.1f}" for context, total, _ in line)
-        marks.append(f'<path class="p s{n % SERIES} d{n % SERIES}" d="M{path}"><title>{escape(label)}</title></path>')
+    for line in series:
+        n = line.series % SERIES
+        path = "L".join(f"{x.at(context):.1f} {y.at(total / 2**30):.1f}" for context, total, _ in line.points if total)
+        if path:
+            marks.append(f'<path class="p s{n} d{n}" d="M{path}"><title>{escape(line.label)}</title></path>')
         marks += [
-            f"<g><title>{escape(f'{label} at {context}: measured {measured / 2**30:.2f} GiB')}</title>"
-            f"{_sign(x.at(context), y.at(measured / 2**30), n)}</g>"
-            for context, _, measured in line
+            f"<g><title>{escape(_measured(line.label, context, total, measured))}</title>"
+            f"{_sign(x.at(context), y.at(measured / 2**30), line.series)}</g>"
+            for context, total, measured in line.points
             if measured is not None
         ]
-    return _svg(marks, "Predicted memory by context length; signs are measured")
+    return _svg(marks, "Memory by context length: lines are predicted, signs measured")
 
 
-def speed_bars(groups: Sequence[tuple[str, float, float]], unit: str) -> str:
-    """A bar per model: (label, tokens/s, ratio to the first). The first is the unquantised one, drawn hollow."""
+def _measured(label: str, context: int, predicted: int | None, measured: int) -> str:
+    said = f"{label} at {context}: measured {measured / 2**30:.2f} GiB"
+    return said if predicted is None else f"{said}, predicted {predicted / 2**30:.2f} ({predicted / measured - 1:+.1%})"
+
+
+def speed_bars(bars: Sequence[Bar], unit: str) -> str:
+    """A bar per model; an unquantised one is drawn hollow, with what is compared with it below. The thin line is the spread of
+    the rounds."""
     row, left = 40, 1
-    x = linear(max(rate for _, rate, _ in groups) * 1.3, left, WIDTH - RIGHT)
+    reach = max(bar.rate * max(1.0, (bar.greatest or 0.0) / (bar.ratio or 1.0)) for bar in bars)
+    x = Axis(0, reach, left, WIDTH - 92)  # figures go beside the longest
     marks = []
-    for n, (label, rate, ratio) in enumerate(groups):
-        top = 4 + n * row
-        style, length = "h" if n == 0 else f"f s{(n - 1) % SERIES}", max(1, x.at(rate) - left)
-        said = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-        marks.append(_text(left, top + 12, label, "start", "l"))
+    for n, bar in enumerate(bars):
+        top, end = 4 + n * row, x.at(bar.rate)
+        style, length = "h" if bar.series is None else f"f s{bar.series % SERIES}", max(1, end - left)
+        said = f"{bar.rate:,.0f}" if bar.rate >= 100 else f"{bar.rate:.1f}"
+        marks.append(_text(left, top + 12, bar.label, "start", "l"))
         marks.append(f'<rect class="{style}" x="{left}" y="{top + 17}" width="{length:.1f}" height="14" rx="2"/>')
-        marks.append(_text(x.at(rate) + 6, top + 28, said if n == 0 else f"{said}  ({ratio:.2f}×)", "start", "n"))
-    return _svg(marks, f"Speed, {unit}", height=8 + row * len(groups))
+        if bar.ratio and bar.least and bar.greatest:
+            low, high = (x.at(bar.rate / bar.ratio * each) for each in (bar.least, bar.greatest))
+            title = f"{bar.label}: {bar.least:.2f} to {bar.greatest:.2f} times in the rounds"
+            marks.append(
+                f'<g><title>{escape(title)}</title><path class="u" d="M{low:.1f} {top + 24}H{high:.1f}'
+                f'M{low:.1f} {top + 21}v6M{high:.1f} {top + 21}v6"/></g>'
+            )
+            end = max(end, high)
+        marks.append(_text(end + 6, top + 28, said if bar.ratio is None else f"{said}  ({bar.ratio:.2f}×)", "start", "n"))
+    return _svg(marks, f"Speed, {unit}", height=8 + row * len(bars))
 
 
 def layer_map(errors: Mapping[tuple[str, int], float]) -> str:
-    """Relative error of every tensor, by kind (rows) and block (columns): the fuller the cell the larger the error."""
-    kinds = sorted({kind for kind, _ in errors})
+    """Relative error of every tensor, by role (rows) and block (columns): the fuller the cell the larger the error."""
+    roles = list(dict.fromkeys(role for role, _ in errors))
     blocks = max(block for _, block in errors) + 1
-    left, row, foot = 84, 18, 32
+    left, row, foot = min(168.0, 12 + 6.4 * max(map(len, roles))), 18, 46
     cell = (WIDTH - left - RIGHT) / blocks
     greatest = max(errors.values()) or 1.0
-    marks = [_text(left - 6, 14 + n * row, kind, "end", "t") for n, kind in enumerate(kinds)]
-    for (kind, block), error in errors.items():
+    marks = [
+        f"<g><title>{escape(role)}</title>{_text(left - 6, 14 + n * row, _shortened(role, left), 'end', 't')}</g>"
+        for n, role in enumerate(roles)
+    ]
+    for (role, block), error in errors.items():
         marks.append(
-            f'<rect class="c" x="{left + block * cell:.2f}" y="{2 + kinds.index(kind) * row}" width="{cell * 0.9:.2f}" '
+            f'<rect class="c" x="{left + block * cell:.2f}" y="{2 + roles.index(role) * row}" width="{cell * 0.9:.2f}" '
             f'height="{row - 2}" fill-opacity="{0.06 + 0.94 * error / greatest:.3f}">'
-            f"<title>{escape(f'{kind}, block {block}: {error:.4f}')}</title></rect>"
+            f"<title>{escape(f'{role}, block {block}: {error:.4f}')}</title></rect>"
         )
-    height = len(kinds) * row + foot
-    marks.append(_text(left, height - 18, "0", "start", "t"))
-    marks.append(_text(WIDTH - RIGHT, height - 18, str(blocks - 1), "end", "t"))
-    marks.append(_text((left + WIDTH - RIGHT) / 2, height - 18, "block", "middle", "t"))
-    marks.append(_text(WIDTH - RIGHT, height - 3, f"pale: 0, full: {greatest:.3f}", "end", "t"))
-    return _svg(marks, "Relative error of each tensor by kind and block", height=height)
+    bottom = len(roles) * row + 16
+    marks.append(_text(left, bottom, "0", "start", "t"))
+    marks.append(_text(WIDTH - RIGHT, bottom, str(blocks - 1), "end", "t"))
+    marks.append(_text((left + WIDTH - RIGHT) / 2, bottom, "block", "middle", "t"))
+    marks += [
+        f'<rect class="c" x="{left + 28 + n * 12:.1f}" y="{bottom + 10}" width="12" height="10" fill-opacity="{share:.2f}"/>'
+        for n, share in enumerate((0.06, 0.295, 0.53, 0.765, 1.0))
+    ]
+    marks.append(
+        _text(left + 22, bottom + 19, "0", "end", "t") + _text(left + 94, bottom + 19, f"{greatest:.3f}", "start", "t")
+    )
+    return _svg(marks, "Relative error of each tensor by role and block", height=len(roles) * row + foot)
+
+
+def _shortened(text: str, room: float) -> str:
+    """A role's name from its end, where all of it does not fit."""
+    most = int((room - 12) / 6.4)
+    return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+def key(series: int, *, line: bool) -> str:
+    """What a legend shows of a series: its sign, on its line where it has one."""
+    n = series % SERIES
+    path = f'<path class="p s{n} d{n}" d="M1 7H35"/>' if line else ""
+    return f'<svg viewBox="0 0 36 14" aria-hidden="true">{path}{_sign(18, 7, series)}</svg>'
 
 
 def _frame(x: Axis, y: Axis, across: str, up: str, *, right: int = RIGHT, tokens: bool = False) -> str:

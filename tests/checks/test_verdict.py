@@ -100,3 +100,13 @@ def test_one_chunk_is_unresolved_and_its_values_are_json() -> None:
 
 def test_a_hopeless_artefact_fails_rather_than_overflows() -> None:
     assert perplexity.check(scores(900.0), max_ratio=1.05).verdict == "fail"
+
+
+def test_chunk_means_average_to_the_figure_and_broken_ones_are_left_out() -> None:
+    data = scores(0.05)
+    result = divergence.check(data)
+    assert np.mean(result.chunk_means["kld"]) == pytest.approx(result.values["mean_kld"])
+    assert np.mean(result.chunk_means["same_top"]) == pytest.approx(result.values["same_top"])
+    data.kld[0, 0] = np.nan
+    assert set(divergence.check(data).chunk_means) == {"same_top"}
+    assert set(perplexity.check(data).chunk_means) == {"nll", "nll_reference"}

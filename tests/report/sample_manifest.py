@@ -152,7 +152,16 @@ def checks(ratio: float, kld: float, top: float, decode: float, good: bool) -> l
             engine=ENGINE,
             limits={"min_decode_ratio": 1.5},
             summary=f"decode {decode:.2f}x of the unquantised F16",
-            values={"decode_ratio": decode, "prefill_ratio": decode * 0.7, "rounds": 3, "threads": 2},
+            values={
+                "decode_ratio": decode,
+                "decode_ratio_min": decode * 0.94,
+                "decode_ratio_max": decode * 1.08,
+                "prefill_ratio": decode * 0.7,
+                "prefill_ratio_min": decode * 0.66,
+                "prefill_ratio_max": decode * 0.72,
+                "rounds": 3,
+                "threads": 2,
+            },
         ),
     ]
 
@@ -239,3 +248,37 @@ def sample(*, licence: str | None = "apache-2.0", name: str = "Sample 135M Instr
             target("Q2_K", 67_300_000, 1.3127, 0.2871, 0.781, 1.93, good=False),
         ],
     )
+
+
+def several() -> Manifest:
+    """Four targets, one with a cloze check, one a GPTQ checkpoint: nobody predicts its memory, its baseline is its own."""
+    manifest = sample()
+    small, worst = manifest.targets
+    cloze = CheckRecord(
+        check="cloze", verdict="report", summary="right 78.0 %, original 79.2 % of 1024 questions", limits={}, engine=ENGINE,
+        values={"accuracy": 0.78, "reference_accuracy": 0.792, "difference": -0.012, "difference_error": 0.004},
+    )  # fmt: skip
+    fine = target("Q8_0", 144_811_136, 1.004, 0.0031, 0.965, 1.4, good=True)
+    solved = target("w4g64", 120_000_000, 1.09, 0.11, 0.85, 1.2, good=False)
+    names = {"blk.": "model.layers.", "attn_q": "self_attn.q_proj", "ffn_down": "mlp.experts.3.down_proj"}
+    tensors = []
+    for tensor in solved.tensors:
+        name = tensor.name
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        tensors.append(tensor.model_copy(update={"name": name}))
+    engine = {"engine": "transformers 0.0.0"}
+    changes = {
+        "name": "gptq-w4g64",
+        "format": "gptq",
+        "verdict": "unresolved",
+        "files": [solved.files[0].model_copy(update={"name": "gptq-w4g64/model.safetensors"})],
+        "tensors": tensors,
+        "speed": speed(900, 60, 900 << 20).model_copy(update=engine),
+        "baseline": speed(800, 50, 1200 << 20).model_copy(update=engine),
+        "baseline_label": "the source, in transformers",
+        "memory": [],
+        "samples": [],
+    }
+    with_cloze = fine.model_copy(update={"checks": [*fine.checks, cloze]})
+    return manifest.model_copy(update={"targets": [small, with_cloze, worst, solved.model_copy(update=changes)]})

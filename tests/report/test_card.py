@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report.sample_manifest import HOSTILE, sample
+from report.sample_manifest import HOSTILE, sample, several
 
 from quantkit.manifest import Manifest
 from quantkit.report import card
@@ -95,3 +95,30 @@ def test_sha256sums_is_what_sha256sum_checks(tmp_path: Path) -> None:
         subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("no sha256sum on this machine")
+
+
+def test_the_card_has_the_content_of_the_page() -> None:
+    text = card.card(several())
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads == [
+        "## Results", "## Can I run it?", "## How to run", "## Checks", "## Memory", "## Errors by kind of tensor",
+        "## Answers", "## Limits", "## Where it comes from",
+    ]  # fmt: skip
+    assert r"| Q8\_0 | cloze | · report | right 78.0 %" in text
+    assert "-1.2 ± 0.4%" in text
+    assert "| w4g64 | 576 | – | 900 MiB | – |" in text
+    assert "| w4g64 | `mlp.experts.*.down_proj` |" in text
+    assert "Memory of 46 GB/s sets a ceiling to decoding" in text
+
+
+def test_answers_are_no_markup() -> None:
+    text = card.card(several()).partition("## Answers")[2].partition("## Limits")[0]
+    assert "<script" not in text
+    assert "| original | The Nile, the Rhine, the Danube. |" in text
+
+
+def test_sections_without_figures_are_left_out() -> None:
+    manifest = sample()
+    changes = {"checks": [], "speed": None, "memory": [], "samples": [], "tensors": [], "verdict": "unchecked"}
+    text = card.card(manifest.model_copy(update={"targets": [manifest.targets[0].model_copy(update=changes)]}))
+    assert not {"## Checks", "## Memory", "## Errors by kind of tensor", "## Answers"} & set(text.splitlines())

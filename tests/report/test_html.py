@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from report.browser import CHROMIUM, Browser
-from report.sample_manifest import HOSTILE, sample
+from report.sample_manifest import HOSTILE, sample, several
 
 from quantkit.report.html import render
 
@@ -73,11 +73,35 @@ def test_the_recipe_is_there_as_typed() -> None:
     assert manifest.recipe.text.splitlines()[-1] in render(manifest)
 
 
+def test_plots_have_their_figures_in_words_beside_them() -> None:
+    page = render(several())
+    assert page.count("<svg") - page.count('aria-hidden="true"') == page.count('role="img"') == 8
+    assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', page)) == 8
+    assert page.count("The same as a table") == 4
+    assert "llama.cpp, tools/perplexity/README.md: Llama 3 8B on wikitext-2" in page
+    assert "Q4_K_M, published: 82.38 MB, mean KLD 0.0313" in page
+    assert "mlp.experts.*.down_proj" in page
+    assert "Measured with 576 tokens: 900 MiB. Not predicted for this format." in page
+    assert page.count('tabindex="0" role="region" aria-label="') == page.count('class="wide"')
+
+
+def test_each_artefact_stands_below_what_it_was_timed_against() -> None:
+    page = render(several()).split("<h3>Prefill speed</h3>")[1].split("</figure>")[0]
+    order = [page.index(f">{label}<") for label in ("F16 of the same source", "Q2_K", "the source, in transformers", "w4g64")]
+    assert order == sorted(order)
+    assert "900  (0.84×)" in page, "the ratio is the median of the rounds"
+
+
+def test_a_second_opinion_has_a_column_where_it_was_asked() -> None:
+    assert '<th class="n">Cloze</th>' in render(several())
+    assert "Cloze" not in render(sample())
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_browser_shows_it_on_a_phone_and_a_desk(tmp_path: Path, dark: bool) -> None:
     page = tmp_path / "report.html"
-    page.write_text(render(sample()), encoding="utf-8")
+    page.write_text(render(several()), encoding="utf-8")
     with Browser(tmp_path / "profile") as browser:
         for width in (360, 390, 1280):
             browser.open(page, width, dark=dark)
@@ -86,7 +110,7 @@ def test_a_browser_shows_it_on_a_phone_and_a_desk(tmp_path: Path, dark: bool) ->
             said = [e for e in browser.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
             assert said == []
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
-            assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 6
+            assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 8
         background = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
         browser.open(page, 360, dark=dark)

@@ -23,36 +23,77 @@ def test_a_logarithmic_axis_is_even_in_octaves() -> None:
     assert [axis.at(value) for value in (512, 1024, 2048, 4096, 8192)] == [0, 25, 50, 75, 100]
 
 
+def points(*given: tuple[str, int, float, float, bool]) -> list[plots.Point]:
+    return [plots.Point(label, n, *rest) for n, (label, *rest) in enumerate(given)]
+
+
+@pytest.mark.parametrize(("least", "greatest"), [(67.3, 105.4), (0.1, 100.0), (5.0, 5.0), (0.0, 0.0), (3.9e3, 4.1e3)])
+def test_an_axis_between_two_values_shows_both(least: float, greatest: float) -> None:
+    axis = plots.between(least, greatest, 0, 100)
+    assert 0 <= axis.low <= least <= greatest <= axis.high
+    assert 2 <= len(axis.ticks) <= 7
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+
+
+@pytest.mark.parametrize("values", [[0.004, 0.05], [1e-5, 2.0], [0.0, 0.01], [0.0], [], [float("inf"), 0.1], [1.0]])
+def test_a_logarithmic_axis_ends_beyond_its_values(values: list[float]) -> None:
+    axis = plots.decades(values, 100, 0)
+    assert 2 <= len(axis.ticks) <= 8
+    for value in values:
+        if 0 < value < float("inf"):
+            assert axis.low < value < axis.high
+            assert 0 < axis.at(value) < 100
+    assert axis.at(0.0) == 100
+
+
 def test_points_lie_where_their_numbers_say() -> None:
-    svg = plots.size_against_divergence([("a", 50_000_000, 0.1, 0.01, True), ("b", 100_000_000, 0.2, 0.01, False)], 0.15)
+    given = points(("a", 50_000_000, 0.1, 0.01, True), ("b", 100_000_000, 0.2, 0.01, False))
+    svg = plots.size_against_divergence(given, 0.15, [("Q4_K_M", 80_000_000, 0.03), ("Q2_K", 40_000_000, 0.4)])
     root = ET.fromstring(svg)
     [disc] = root.iter("circle")
-    x, y = (
-        plots.linear(100, plots.LEFT, plots.WIDTH - plots.RIGHT),
-        plots.linear(0.21, plots.HEIGHT - plots.BOTTOM, plots.TOP),
-    )
+    x = plots.between(40, 100, plots.LEFT, plots.WIDTH - plots.RIGHT)
+    y = plots.decades([0.1, 0.11, 0.2, 0.21, 0.03, 0.4, 0.15], plots.HEIGHT - plots.BOTTOM, plots.TOP)
     assert float(disc.attrib["cx"]) == pytest.approx(x.at(50), abs=0.1)
     assert float(disc.attrib["cy"]) == pytest.approx(y.at(0.1), abs=0.1)
     assert "limit 0.15" in svg
+    assert "Q4_K_M, published: 80.00 MB, mean KLD 0.0300" in svg
 
 
 def test_memory_shows_the_machine_that_suffices_and_those_that_do_not() -> None:
     GiB = 1 << 30
     machines = {8: 6.0, 12: 10.0, 16: 14.0, 24: 22.0}
-    svg = plots.memory_against_context([("a", [(512, 5 * GiB, None), (1024, 8 * GiB, 9 * GiB)])], machines)
+    svg = plots.memory_against_context([plots.Line("a", 0, [(512, 5 * GiB, None), (1024, 8 * GiB, 9 * GiB)])], machines)
     assert ">8 GB<" in svg
     assert ">12 GB<" in svg
     assert ">16 GB<" not in svg
-    assert "measured 9.00 GiB" in svg
+    assert "measured 9.00 GiB, predicted 8.00 (-11.1%)" in svg
+
+
+def test_memory_that_nobody_predicts_is_a_sign_without_a_line() -> None:
+    svg = plots.memory_against_context([plots.Line("gptq", 1, [(304, None, 1 << 30)])], {8: 6.0})
+    assert 'class="p ' not in svg
+    assert "gptq at 304: measured 1.00 GiB<" in svg
+
+
+def test_speeds_show_the_spread_of_their_rounds() -> None:
+    svg = plots.speed_bars([plots.Bar("F16", None, 50.0), plots.Bar("Q4", 0, 100.0, 2.0, 1.5, 2.5)], "tokens per second")
+    x = plots.Axis(0, 125, 1, plots.WIDTH - 92)
+    assert "Q4: 1.50 to 2.50 times in the rounds" in svg
+    assert f"M{x.at(75):.1f} " in svg
+    assert f"H{x.at(125):.1f}" in svg
 
 
 def test_everything_drawn_lies_inside() -> None:
-    long = [(f"series {n}", [(512 << k, (n + 1) << (28 + k), None) for k in range(9)]) for n in range(6)]
+    long = [plots.Line(f"series {n}", n, [(512 << k, (n + 1) << (28 + k), None) for k in range(9)]) for n in range(6)]
+    fast = plots.Bar("Q4", 0, 2000.0, 2000.0, 1000.0, 9000.0)
+    crowd = [(f"Q{n}_K_M", 300.0 + 40 * n, 10.0**-n) for n in range(2, 9)]
     drawings = [
         plots.memory_against_context(long, {8: 6, 64: 62}),
-        plots.speed_bars([("F16", 1.0, 1.0), ("Q4", 2000.0, 2000.0)], "tokens per second"),
+        plots.speed_bars([plots.Bar("F16", None, 1.0), fast], "tokens per second"),
         plots.layer_map({("attn_q", n): n / 80 for n in range(80)}),
-        plots.size_against_divergence([("only", 500, 0.0, 0.0, True)], None),
+        plots.layer_map({("a very long name of a role.with dots", 0): 0.1}),
+        plots.size_against_divergence(points(("only", 500, 0.0, 0.0, True)), None),
+        plots.size_against_divergence(points(("one", 500, 0.1, 0.2, True)), 0.05, crowd),
     ]
     for svg in drawings:
         ET.fromstring(svg)
@@ -64,11 +105,12 @@ def test_everything_drawn_lies_inside() -> None:
 
 
 def test_labels_keep_clear_of_neighbours() -> None:
-    points = [
+    given = points(
         ("Q4_K_M", 4_400_000_000, 0.01, 0.0, True),
         ("Q8_0", 7_700_000_000, 0.001, 0.0, True),
         ("Q2_K", 14_500_000_000, 0.3, 0, True),
-    ]
-    svg = plots.size_against_divergence(points, None)
+        ("Q3_K", 14_400_000_000, 0.3, 0, True),
+    )
+    svg = plots.size_against_divergence(given, None)
     anchors = {label: side for side, label in re.findall(r'text-anchor="(\w+)">(Q\w+)<', svg)}
-    assert anchors == {"Q4_K_M": "end", "Q8_0": "start", "Q2_K": "start"}
+    assert anchors == {"Q4_K_M": "start", "Q8_0": "start", "Q2_K": "middle", "Q3_K": "end"}

@@ -46,7 +46,7 @@ def test_a_checkpoint_is_made_of_every_kind_of_decoder(name: str, pico: Callable
     manifest = convert(recipe(tmp_path, pico(name), "bits: 4, group: 64", "bits: 8, group: -1, sym: false"), tmp_path)
     for target in manifest.targets:
         checks = {check.check: check for check in target.checks}
-        assert list(checks) == ["integrity", "perplexity", "divergence", "calibration", "latency"]
+        assert list(checks) == ["integrity", "perplexity", "divergence", "cloze", "calibration", "latency"]
         assert (checks["integrity"].verdict, checks["latency"].verdict) == ("pass", "report")
         assert checks["divergence"].engine.startswith("quantkit torch_blocks")
     coarse, fine = (target.checks[2].values["mean_kld"] for target in manifest.targets)
