@@ -50,6 +50,7 @@ class MachineRecord(_Frozen):
     python: str
     versions: dict[str, str]
     bandwidth: float | None = None  # of memory, bytes/s, where it was measured
+    flops: float | None = None  # of float32 matrix products, operations/s, where it was measured
 
 
 class TensorRecord(_Frozen):

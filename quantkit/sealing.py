@@ -98,10 +98,10 @@ def _calibration(job: Job) -> dict[str, str]:
 
 
 def _machine(results: Results) -> MachineRecord:
-    """This machine; with its memory bandwidth, where a speed was measured that it explains."""
+    """This machine; with memory bandwidth and throughput, where a speed was measured that they explain."""
     here = machine.describe()
     if any(target.speed for target in results.targets):
-        return here.model_copy(update={"bandwidth": machine.bandwidth()})
+        return here.model_copy(update={"bandwidth": machine.bandwidth(), "flops": machine.throughput()})
     return here
 
 

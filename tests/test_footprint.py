@@ -103,6 +103,11 @@ def test_decode_ceiling_of_mistral_q4() -> None:
     assert footprint.bytes_per_token({"token_embd.weight": 10, "blk.0.attn_q.weight": 5}) == 15  # tied: read as the head
 
 
+def test_prefill_ceiling_counts_products_of_8_bits_by_the_cpu() -> None:
+    assert footprint.prefill_ceiling(100e9, 7_000_000_000, ["AVX2", "FMA"]) == pytest.approx(2 * 100e9 / 14e9)
+    assert footprint.prefill_ceiling(100e9, 7_000_000_000, ["AVX2", "AVX512-VNNI"]) == pytest.approx(4 * 100e9 / 14e9)
+
+
 def test_a_config_without_its_numbers_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"'rwkv'.*hidden_size, intermediate_size"):
         footprint.kv_cache({"model_type": "rwkv", "num_hidden_layers": 2}, 512)

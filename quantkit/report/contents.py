@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from quantkit.manifest import MachineRecord, Manifest, SampleRecord, TargetRecord, Verdict
+from quantkit.manifest import CostRecord, MachineRecord, Manifest, SampleRecord, TargetRecord, Verdict
 from quantkit.report import figures, layers, peers
 from quantkit.report.figures import Figures
 
@@ -79,6 +79,15 @@ class Ceiling(_Frozen):
     bytes_per_s: float
     measured_here: bool
     tokens_per_s: float
+
+
+class Reach(_Frozen):
+    """Tokens per second that this machine's memory and matrix products allow, beside what was measured."""
+
+    decode_ceiling: float | None
+    decode: float | None
+    prefill_ceiling: float | None
+    prefill: float | None
 
 
 class LayerError(_Frozen):
@@ -158,6 +167,8 @@ class Report(_Frozen):
     source: Source
     text: dict[str, str]  # name -> sha256 of the evaluation text
     machine: MachineRecord
+    cost: CostRecord | None
+    reach: dict[str, Reach]  # by the artefact's type
     targets: list[Target]
     orientation: list[Orientation]
     orientation_source: str
@@ -176,6 +187,16 @@ def of(manifest: Manifest) -> Report:
         source=Source(**source.model_dump(include=set(Source.model_fields))),
         text=manifest.text,
         machine=manifest.machine,
+        cost=manifest.cost,
+        reach={
+            each.type: Reach(
+                decode_ceiling=each.decode_ceiling,
+                decode=each.decode,
+                prefill_ceiling=each.prefill_ceiling,
+                prefill=each.prefill,
+            )
+            for each in figures.reach(manifest)
+        },
         targets=[_target(target, manifest.machine.bandwidth) for target in manifest.targets],
         orientation=[
             Orientation(type=peer.type, bits_per_weight=peer.bits_per_weight, mean_kld=peer.kld) for peer in peers.LLAMA_CPP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -197,6 +198,36 @@ def ceilings(manifest: Manifest) -> list[tuple[float, list[tuple[str, float]]]]:
     return [
         (width, [(t.type, most) for t in manifest.targets if (most := ceiling(t, width)) is not None]) for width in bandwidths
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What memory and matrix products of this machine allow, tokens/s, beside what was measured; None where neither was."""
+
+    type: str
+    decode_ceiling: float | None
+    decode: float | None
+    prefill_ceiling: float | None
+    prefill: float | None
+
+
+def reach(manifest: Manifest) -> list[Reach]:
+    """Of every artefact whose speed was measured."""
+    here, found = manifest.machine, []
+    for target in manifest.targets:
+        if target.speed is None:
+            continue
+        multiplied = sum(math.prod(each.shape) for each in target.tensors if each.source and len(each.shape) > 1)
+        found.append(
+            Reach(
+                target.type,
+                ceiling(target, here.bandwidth) if here.bandwidth else None,
+                target.speed.decode_tokens_per_s,
+                footprint.prefill_ceiling(here.flops, multiplied, here.instruction_sets) if here.flops and multiplied else None,
+                target.speed.prefill_tokens_per_s,
+            )
+        )
+    return found
 
 
 def ceiling(target: TargetRecord, bandwidth: float) -> float | None:

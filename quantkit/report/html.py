@@ -42,6 +42,7 @@ def render(manifest: Manifest) -> str:
         key=lambda n, line: Markup(plots.key(n, line=line)),
         answers=figures.answers(manifest),
         ceilings=figures.ceilings(manifest),
+        reach=figures.reach(manifest),
         drawings=_drawings(manifest),
         maps={target.name: _layer_map(target) for target in manifest.targets},
     )

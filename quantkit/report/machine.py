@@ -130,6 +130,21 @@ def bandwidth(seconds: float = 1.0) -> float:
     return best
 
 
+def throughput(seconds: float = 1.0) -> float:
+    """Operations per second of float32 matrix products on all cores; a multiplication and an addition are two.
+
+    The best round of `seconds` counts, as for `bandwidth`.
+    """
+    size, best = 1024, 0.0
+    left, right, product = (np.ones((size, size), np.float32) for _ in range(3))
+    end = time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < end:
+        start = time.perf_counter()
+        np.matmul(left, right, out=product)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
 def _cpuinfo() -> dict[str, str]:
     """The first processor of /proc/cpuinfo, keys in lower case; empty where there is none (macOS, Windows)."""
     path = Path("/proc/cpuinfo")

@@ -7,6 +7,7 @@ import math
 from quantkit import footprint
 from quantkit.manifest import (
     CheckRecord,
+    CostRecord,
     FileRecord,
     MachineRecord,
     Manifest,
@@ -15,6 +16,7 @@ from quantkit.manifest import (
     SampleRecord,
     SourceRecord,
     SpeedRecord,
+    StageRecord,
     TargetRecord,
     TensorRecord,
 )
@@ -240,9 +242,19 @@ def sample(*, licence: str | None = "apache-2.0", name: str = "Sample 135M Instr
             platform="Linux-x86_64",
             python="3.11.0",
             bandwidth=45.7e9,
+            flops=120e9,
             versions={"numpy": "0.0.0", "llama-cpp-python": "0.0.0"},
         ),
         text={"builtin:python-docs": "ef" * 32},
+        cost=CostRecord(
+            stages=[
+                StageRecord(name="write", seconds=3.1, peak_rss_bytes=310 << 20),
+                StageRecord(name="check", seconds=90.0, peak_rss_bytes=1600 << 20),
+            ],
+            seconds=93.1,
+            peak_rss_bytes=1600 << 20,
+            disk_bytes=300_000_000,
+        ),
         targets=[
             target("Q4_K_M", 105_454_144, 1.0182, 0.0164, 0.947, 1.86, good=True),
             target("Q2_K", 67_300_000, 1.3127, 0.2871, 0.781, 1.93, good=False),

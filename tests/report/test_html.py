@@ -92,6 +92,14 @@ def test_each_artefact_stands_below_what_it_was_timed_against() -> None:
     assert "900  (0.84×)" in page, "the ratio is the median of the rounds"
 
 
+def test_what_the_machine_allows_and_what_it_took_are_said() -> None:
+    page = render(sample())
+    assert "On this machine, tokens/s" in page
+    assert "120 GFLOP/s" in page
+    assert "93 s, 1.56 GiB of memory at most" in page
+    assert "On this machine, tokens/s" not in render(sample().model_copy(update={"targets": []}))
+
+
 def test_a_second_opinion_has_a_column_where_it_was_asked() -> None:
     assert '<th class="n">Cloze</th>' in render(several())
     assert "Cloze" not in render(sample())
