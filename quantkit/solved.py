@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from quantkit import making, skeleton, workspace
 from quantkit.codecs import codes as stored_codes
 from quantkit.formats.gptq import layout, writer
@@ -21,18 +23,14 @@ from quantkit.version import __version__
 
 def quantised(plan: TargetPlan) -> list[Row]:
     """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself; of a GGUF file those of
-    the layers and the head that are one whole tensor of the checkpoint each."""
+    the layers and the head that are whole tensors of the checkpoint, of a stack of experts each one."""
     if plan.target.format == "gptq":
         return [row for row in plan.rows if layout.of_type(row.type) is not None]
     if plan.target.format == "gguf":
         sources = Counter(row.source for row in plan.rows)
         rows = [row for row in plan.rows if row.source and row.type in stored_codes.types() and sources[row.source] == 1]
-        whole = [row for row in rows if "*" not in str(row.source)]
-        return [
-            replace(row, name=str(row.source))
-            for row in whole
-            if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD
-        ]
+        whole = [row for row in rows if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD]
+        return [replace(row, name=name, source=name, shape=row.shape[-2:]) for row in whole for name in _stacked(row)]
     found = []
     for row in plan.rows:
         settings = schemes.of_type(row.type)
@@ -40,6 +38,14 @@ def quantised(plan: TargetPlan) -> list[Row]:
             kind = layout.Settings(settings.bits, settings.block).type
             found += [replace(row, name=name, source=name, type=kind, wanted=kind) for name in row.sources]
     return found
+
+
+def _stacked(row: Row) -> list[str]:
+    """The checkpoint's tensors of a planned one: of a stack, in which the names differ in the expert's number, all of them."""
+    source = str(row.source)
+    if "*" not in source:
+        return [source]
+    return [source.replace("*", str(expert)) for expert in range(row.shape[0])] if len(row.shape) == 3 else []
 
 
 def account(plan: TargetPlan, codes: Codes) -> CheckResult:
@@ -75,17 +81,15 @@ def account(plan: TargetPlan, codes: Codes) -> CheckResult:
 
 
 def stored(plan: TargetPlan, codes: Codes) -> tuple[dict[str, Callable[[], U8]], dict[str, str]]:
-    """Of a GGUF plan: tensor name -> its bytes when they are asked for, and their sha256."""
-    names = {row.source: row.name for row in plan.rows}
-    found = {names[row.source]: row.name for row in quantised(plan)}
+    """Of a GGUF plan: tensor name -> its bytes when they are asked for, and the sha256 of what they are made of."""
+    solved = {row.name for row in quantised(plan)}
+    whole = {row.name: names for row in plan.rows if row.source and solved.issuperset(names := _stacked(row)) and names}
 
-    def read(name: str) -> U8:
-        data = codes.stored(name)
-        assert data is not None
-        return data
+    def read(names: list[str]) -> U8:
+        return np.concatenate([data for name in names if (data := codes.stored(name)) is not None])
 
-    return {name: partial(read, source) for name, source in found.items()}, {
-        name: codes.record(source).codes for name, source in found.items()
+    return {name: partial(read, names) for name, names in whole.items()}, {
+        name: "".join(codes.record(each).codes for each in names) for name, names in whole.items()
     }
 
 

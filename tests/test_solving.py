@@ -13,6 +13,7 @@ import pytest
 import quantkit
 from quantkit.errors import RecipeError
 from quantkit.manifest import Manifest
+from quantkit.spill import Codes
 
 CHECKS = {"perplexity": {"chunks": 2}, "divergence": {}, "latency": {"rounds": 1, "prompt": 32, "decode": 8}}
 
@@ -64,6 +65,19 @@ def test_experts_fused_tensors_and_conv1d(pico: Callable[[str], Path], tmp_path:
         manifest = run(pico(name), tmp_path / name, {"type": "Q4_0", "codes": "gptq"})
         checks = {check.check: check for check in manifest.targets[0].checks}
         assert checks["integrity"].verdict == "pass", checks["integrity"].summary
+
+
+def test_every_expert_of_a_stack_is_solved_by_what_it_meets(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    manifest = run(pico("mixtral"), tmp_path, {"type": "Q4_0", "codes": "gptq"}, checks=False)
+    place = tmp_path / "build" / "pico"
+    (folder,) = place.glob("*.codes")
+    reader = gguf.GGUFReader(place / manifest.targets[0].file)
+    (stack,) = [tensor for tensor in reader.tensors if tensor.name == "blk.1.ffn_down_exps.weight"]
+    codes = Codes(folder)
+    names = sorted(path.stem for path in folder.glob("*layers.1.*.w2.safetensors"))
+    assert len(names) == len(stack.data)
+    for expert, name in enumerate(names):
+        assert (stack.data[expert].reshape(-1) == codes.stored(f"{name}.weight").reshape(-1)).all()  # type: ignore[union-attr]
 
 
 def test_codes_want_a_calibration(pico: Callable[[str], Path], tmp_path: Path) -> None:
