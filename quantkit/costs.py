@@ -1,7 +1,8 @@
-"""What a run takes: seconds and peak memory of every stage, and the disk that its folder fills."""
+"""What a run takes: seconds and peak memory of every stage, and the disk that its folder comes to fill."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,23 +12,51 @@ from pathlib import Path
 from quantkit import memory
 from quantkit.manifest import CostRecord, StageRecord
 
+LOOK_SECONDS = 0.5  # between looks at the folder, whose temporary files come and go
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Meter:
-    """The stages of one run as they end."""
+    """The stages of one run as they end, and the most bytes that its folder has held."""
 
+    work: Path
     stages: list[StageRecord] = field(default_factory=list)
+    disk: int = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(ended,), daemon=True)
         memory.reset_peak()
         began = time.perf_counter()
-        yield
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
         self.stages.append(StageRecord(name=name, seconds=time.perf_counter() - began, peak_rss_bytes=memory.peak()))
 
-    def record(self, work: Path, peaks: Iterator[int]) -> CostRecord:
+    def record(self, peaks: Iterator[int]) -> CostRecord:
         """With the peaks of artefacts, whose writers count anew each."""
         peak = max([*(stage.peak_rss_bytes for stage in self.stages), *peaks])
-        disk = sum(path.lstat().st_size for path in work.rglob("*") if path.is_file())
         seconds = sum(stage.seconds for stage in self.stages)
-        return CostRecord(stages=list(self.stages), seconds=seconds, peak_rss_bytes=peak, disk_bytes=disk)
+        return CostRecord(stages=self.stages, seconds=seconds, peak_rss_bytes=peak, disk_bytes=self.disk)
+
+    def _watch(self, ended: threading.Event) -> None:
+        while True:
+            self.disk = max(self.disk, _held(self.work))
+            if ended.wait(LOOK_SECONDS):
+                self.disk = max(self.disk, _held(self.work))
+                return
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the files in a folder, of those that go while it is looked at none."""
+    found = 0
+    for path in folder.rglob("*"):
+        try:
+            found += path.lstat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return found

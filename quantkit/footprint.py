@@ -23,7 +23,7 @@ GiB = 1 << 30
 UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens: its own default
 LLAMA_CPP_PROCESS = 46 * MiB  # Python, NumPy and llama.cpp's libraries; after loading, thread stacks and the graph
 TORCH_PROCESS = 380 * MiB  # Python with torch and a transformers model class
-CONVERSION_PROCESS = 220 * MiB  # Python with NumPy, numba's compiler, gguf and tokenizers
+CONVERSION_PROCESS = 255 * MiB  # Python with NumPy, numba's compiler, gguf and tokenizers
 TOKENIZER_BYTES = 347  # per vocabulary entry, its merge included; measured at 49,152 and 128,256 entries
 
 MACHINES = (8, 12, 16, 24, 32, 64)  # GiB

@@ -165,7 +165,7 @@ class StageRecord(_Frozen):
 
 
 class CostRecord(_Frozen):
-    """What the run took. disk_bytes: of the build folder at its end, artefacts included."""
+    """What the run took. disk_bytes: the most that the build folder held, artefacts included."""
 
     stages: list[StageRecord]
     seconds: float

@@ -55,7 +55,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
     with workspace.locked(options.folder(document.name)) as work:
         if options.force:
             workspace.empty(work)
-        job, meter = Job(document.recipe, snapshot, work, options.workers, progress), costs.Meter()
+        job, meter = Job(document.recipe, snapshot, work, options.workers, progress), costs.Meter(work)
         with meter.stage("fetch"):
             asked = verification.prepare(job)
             job = replace(job, snapshot=source.fetch(snapshot, progress, work / ".digests"))
@@ -73,7 +73,7 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
                 artefacts = [_make(job, target, observed, codes) for target in targets]
             with meter.stage("check"):
                 results = checked.verify_all(job, targets, artefacts, asked, codes, observed)
-        cost = meter.record(work, (artefact.peak_rss_bytes for artefact in artefacts))
+        cost = meter.record(artefact.peak_rss_bytes for artefact in artefacts)
         manifest = sealing.seal(job, document, plan, results, cost, importance)
         if sealing.passed(manifest):
             manifest = publishing.publish(job, manifest, options.sign_key)

@@ -1,0 +1,84 @@
+"""What a plan says of memory, disk and size, beside what the run takes that follows it.
+
+Each row is a recipe in a process of its own, in an empty folder. memory: the greatest of all stages; disk: the most that the
+build folder held; size_exact: whether the artefacts' files are as large as planned, to the byte.
+
+    python benchmarks/bench_plan.py [--quick] [--work FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from models import SMOLLM2
+
+CALIBRATION = {"tokens": 16384, "text": "builtin:python-docs"}
+CHECKS = {"perplexity": {"chunks": 4}, "latency": {"rounds": 1}}
+ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("gguf", {"targets": [{"format": "gguf", "type": "Q4_K_M"}], "checks": False}),
+    ("gguf-checked", {"targets": [{"format": "gguf", "type": "Q4_K_M"}], "checks": CHECKS}),
+    (
+        "gguf-imatrix",
+        {"targets": [{"format": "gguf", "type": "Q4_K_M", "imatrix": True}], "calibration": CALIBRATION, "checks": False},
+    ),
+    ("gptq", {"targets": [{"format": "gptq", "bits": 4, "group": 64}], "calibration": CALIBRATION, "checks": False}),
+    ("onnx", {"targets": [{"format": "onnx", "bits": 8}], "checks": False}),
+    ("onnx-checked", {"targets": [{"format": "onnx", "bits": 8}], "checks": CHECKS}),
+)
+QUICK = ("gguf", "gguf-checked", "gptq", "onnx")
+
+
+def measure(name: str, document: dict[str, Any], work: Path) -> dict[str, Any]:
+    place = work / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    recipe = place / f"{name}.yaml"
+    recipe.write_text(json.dumps({"source": SMOLLM2, **document}), encoding="utf-8")
+    command = [sys.executable, "-m", "quantkit"]
+    plan = json.loads(_output([*command, "plan", str(recipe), "--json"], place))
+    manifest = json.loads(_output([*command, "run", str(recipe), "--json"], place))
+    needs, cost = plan["needs"], manifest["cost"]
+    planned = sum(target["nbytes"] or 0 for target in plan["targets"])
+    made = {file["name"]: file["nbytes"] for target in manifest["targets"] for file in target["files"]}
+    listed = {file["name"] for target in plan["targets"] for file in target["files"]}
+    return {
+        "recipe": name,
+        "planned_mb": round(needs["memory"] / 1e6, 1),
+        "peak_mb": round(cost["peak_rss_bytes"] / 1e6, 1),
+        "memory_error": round(needs["memory"] / cost["peak_rss_bytes"] - 1, 3),
+        "planned_disk_mb": round(needs["disk"] / 1e6, 2),
+        "disk_mb": round(cost["disk_bytes"] / 1e6, 2),
+        "disk_error": round(needs["disk"] / cost["disk_bytes"] - 1, 3),
+        "size_exact": planned == sum(size for file, size in made.items() if file in listed),
+    }
+
+
+def _output(command: list[str], place: Path) -> str:
+    done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 3):  # a gate that fails is no matter here
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a recipe for each format")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench-plan")
+    given = parser.parse_args()
+    chosen = [row for row in ROWS if not given.quick or row[0] in QUICK]
+    rows = []
+    for name, document in chosen:
+        rows.append(measure(name, document, given.work))
+        print(rows[-1], file=sys.stderr)
+    print(json.dumps({"bench": "plan", "model": "smollm2", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
