@@ -37,6 +37,7 @@ LAYERS = [
         "runs",
         "locking",
         "provenance",
+        "licensing",
     },
     {"__init__"},
     {"cli"},
