@@ -1,5 +1,5 @@
-"""Renders a checkpoint's chat template: a program that nobody vouches for, so in jinja2's sandbox and a process of its own, with
-an end to its time and memory.
+"""Renders a checkpoint's chat template: a program that nobody vouches for, so in jinja2's sandbox and a process of its own,
+with an end to its time and memory.
 
 The sandbox keeps a template from Python's internals and from changing what it is given; it bounds one range(), not loops within
 loops, nor texts that double. Run as a module it reads a request from its standard input and answers in JSON.

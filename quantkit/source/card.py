@@ -26,6 +26,10 @@ def front_matter(folder: Path) -> dict[str, Any]:
         raise SourceError(
             f"README.md: the front matter has {len(parts[1]):,} characters, at most {MOST_MATTER:,} are read; shorten it"
         )
+    if (deep := documents.depth(parts[1].encode())) > documents.DEPTH:
+        raise SourceError(
+            f"README.md: the front matter is {deep:,} levels deep, at most {documents.DEPTH} are read; correct it"
+        )
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(parts[1], Loader=yaml.SafeLoader)):
             raise SourceError(

@@ -8,7 +8,6 @@ them is held against config.json, and never published as it is.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,9 +23,10 @@ DEPTH = 100  # of nesting; real ones stay below 20, and serde's parser ends at 1
 LISTS = 1 << 22  # lists and objects; the largest vocabulary known has half a million
 VALUES = 1 << 23  # that commas part; the largest vocabulary known has 1.6 million
 _TABLES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json")
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_BLOCK = 1 << 24  # bytes looked at together
 _OTHER = bytes(byte for byte in range(256) if byte not in b"[]{},")
-_OPENING, _CLOSING = b"[{", b"]}"
+_TEXT = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 
 def read_bytes(path: Path, most: int = TABLE) -> bytes:
@@ -84,15 +84,37 @@ def inside(name: str, where: str) -> str:
     return name
 
 
+def depth(data: bytes) -> int:
+    """How deep brackets and braces are nested, whatever stands between them."""
+    marks = np.frombuffer(data.translate(_STEPS, _TEXT), np.int8)
+    return int(np.cumsum(marks, dtype=np.int32).max(initial=0))
+
+
 def _measure(data: bytes, name: str) -> None:
     """Raise SourceError where the nesting or the number of values is beyond every real document's."""
-    marks = np.frombuffer(_STRING.sub(b"", data).translate(None, _OTHER), np.uint8)
-    steps = np.isin(marks, list(_OPENING)).astype(np.int8) - np.isin(marks, list(_CLOSING)).astype(np.int8)
-    depth = int(np.cumsum(steps, dtype=np.int32).max(initial=0))
-    lists, values = int((steps > 0).sum()), int((marks == ord(",")).sum())
-    for what, found, most in (("levels deep", depth, DEPTH), ("lists and objects", lists, LISTS), ("values", values, VALUES)):
-        if found > most:
-            raise SourceError(f"{name} is {found:,} {what}, at most {most:,} are read; it is damaged, or no checkpoint")
+    marks = _structure(data)
+    opened, closed = sum(map(marks.count, (b"[", b"{"))), sum(map(marks.count, (b"]", b"}")))
+    _bound(max(opened, closed), LISTS, "lists and objects", name)
+    _bound(marks.count(b","), VALUES, "values", name)
+    _bound(depth(marks), DEPTH, "levels deep", name)
+
+
+def _structure(data: bytes) -> bytes:
+    """Brackets, braces and commas of JSON, those in its strings left out."""
+    plain, inside, found = data.replace(b"\\\\", b"").replace(b'\\"', b""), False, []
+    for at in range(0, len(plain), _BLOCK):
+        block = np.frombuffer(plain[at : at + _BLOCK], np.uint8)
+        turns = block == ord('"')
+        turns[0] ^= inside
+        within = np.logical_xor.accumulate(turns)
+        found.append(block[~within].tobytes().translate(None, _OTHER))
+        inside = bool(within[-1])
+    return b"".join(found)
+
+
+def _bound(found: int, most: int, what: str, name: str) -> None:
+    if found > most:
+        raise SourceError(f"{name} is {found:,} {what}, at most {most:,} are read; it is damaged, or no checkpoint")
 
 
 def refuse_stray(path: Path) -> None:

@@ -128,9 +128,9 @@ def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[
         spans[record.name] = Span(path, offset, rows, row_bytes, width, _decoder(kind))
         infos[record.name] = TensorInfo(record.name, shape, kind.name, rows * row_bytes)
         wanted = max(wanted, offset + rows * row_bytes)
-    _refuse_overlap(path, spans)
     if size < wanted:
         raise SourceError(f"{path.name} is truncated: {size} bytes, its header says {wanted}; fetch it again")
+    _refuse_overlap(path, spans)
     return spans, infos
 
 
