@@ -8,15 +8,17 @@ loops, nor texts that double. Run as a module it reads a request from its standa
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from quantkit.errors import SourceError
+from quantkit.errors import SourceError, UnresolvedError
 
 SECONDS = 10  # of processor time; real templates take milliseconds
 PATIENCE = 60  # seconds of a busy machine's time
@@ -41,21 +43,23 @@ def render(
     """The template's answer to each conversation, with or without the opening of the model's answer.
 
     variables: what it may use beside them, as the special tokens by name. clock: whether it is told the day. Raises SourceError
-    for a template that does not end, or that wants more than MEMORY.
+    for a template that does not end, or that wants more than MEMORY; UnresolvedError where no process can be started for it.
     """
     request = {"template": template, "conversations": list(conversations), "variables": dict(variables), "clock": clock}
-    command = [sys.executable, "-m", "quantkit.chat_template"]
+    command = [sys.executable, "-P", "-m", "quantkit.chat_template"]
+    here = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {**os.environ, "PYTHONPATH": here}
     try:
         child = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=PATIENCE
+            command, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=PATIENCE, env=settings
         )
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"the chat template was at work for {PATIENCE} s without an end: refused; {REMEDY}") from error
+    said = (child.stderr.strip().splitlines() or [f"status {child.returncode}"])[-1]
+    if child.returncode < 0 or said.startswith("MemoryError"):
+        raise SourceError(f"the chat template took more than {SECONDS} s or {MEMORY >> 20} MB: refused; {REMEDY} ({said})")
     if child.returncode != 0:
-        said = (child.stderr.strip().splitlines() or [f"status {child.returncode}"])[-1]
-        raise SourceError(
-            f"the chat template took more than {SECONDS} s or {MEMORY >> 20} MB, or broke off: refused; {REMEDY} ({said})"
-        )
+        raise UnresolvedError(f"rendering the chat template ended with status {child.returncode}: {said}")
     return [Rendering(**each) for each in json.loads(child.stdout)]
 
 
