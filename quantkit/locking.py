@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from quantkit import recipe_lock, source, workspace
 from quantkit.errors import InputError
@@ -12,7 +14,7 @@ from quantkit.job import Job
 from quantkit.recipe_file import Document
 from quantkit.recipe_lock import Lock, Pin
 from quantkit.source import files, text
-from quantkit.values import Progress
+from quantkit.values import Progress, Snapshot
 from quantkit.version import __version__
 
 
@@ -43,7 +45,21 @@ def _source(uri: str, progress: Progress) -> Pin:
 
         return Pin(uri=uri, pinned=pinned, digests=hub.digests(snapshot.repo, snapshot.commit))
     digests = {path.name: files.digest(path, progress) for path in source.stored(snapshot)}
-    return Pin(uri=uri, pinned=pinned, digests=digests)
+    return Pin(uri=uri, pinned=pinned, digests=digests | _described(snapshot))
+
+
+def _described(snapshot: Snapshot) -> dict[str, str]:
+    """The digests of what a folder says beside its weights; a commit of the Hub and a GGUF file hold it themselves."""
+    if snapshot.kind != "folder":
+        return {}
+    tokenizer = snapshot.tokenizer
+    said: dict[str, Any] = {
+        "config.json": dict(snapshot.config),
+        "generation_config.json": dict(snapshot.generation_config),
+        "tokenizer.json": [dict(tokenizer.definition), dict(tokenizer.config), tokenizer.chat_template] if tokenizer else None,
+        "licence": asdict(snapshot.licence),
+    }
+    return {name: workspace.key(said=value) for name, value in said.items()}
 
 
 def _text(uri: str, folder: Path) -> Pin:
@@ -60,7 +76,7 @@ def verify(job: Job, lock: Lock | None) -> None:
     for pin in lock.files:
         path = Path(pin.pinned).expanduser()
         found[pin.uri] = {path.name: workspace.digest(path)} if path.is_file() else {}
-    found[lock.source.uri] = job.snapshot.digests
+    found[lock.source.uri] = {**job.snapshot.digests, **_described(job.snapshot)}
     wrong = [
         f"{pin.uri}: {name} is {found[pin.uri].get(name, 'gone')}, locked as {digest}"
         for pin in lock.pins

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
 
@@ -13,12 +13,29 @@ Verdict = Literal["pass", "fail", "unresolved", "unchecked"]
 Number = float | int | str
 
 
+def within(name: str) -> str:
+    """The name of a file inside a folder, as it is. Raises ValueError for one that could lead out of it."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
+        raise ValueError(f"{name!r} is no name of a file within a folder")
+    return name
+
+
+def _one(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"{name!r} is no name of one file")
+    return within(name)
+
+
+Within = Annotated[str, AfterValidator(within)]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RecipeRecord(_Frozen):
-    name: str
+    name: Annotated[str, AfterValidator(_one)]
     digest: str  # sha256 of the resolved values that determine the bytes
     text: str  # as typed
     lock: str | None = None  # what it was locked to, JSON
@@ -36,6 +53,7 @@ class SourceRecord(_Frozen):
     licence: str | None
     licence_name: str | None
     licence_link: str | None
+    licence_files: dict[Within, str] = {}  # name -> sha256 of the texts that must go with every copy
     context_length: int
     already_quantised: str | None  # e.g. "Q4_1" when the source itself is a quantised file
 
@@ -108,7 +126,7 @@ class SampleRecord(_Frozen):
 
 
 class FileRecord(_Frozen):
-    name: str
+    name: Within
     nbytes: int
     sha256: str
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from random import Random
 import numpy as np
 from pydantic import ValidationError
 
-from quantkit import recipe_file, source, workspace
+from quantkit import licensing, recipe_file, source, workspace
 from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_kv
 from quantkit.errors import CheckFailed, InputError
@@ -43,7 +44,7 @@ def verify(folder: Path, asked: Asked, threads: int, progress: Progress) -> list
     folder = folder.resolve()
     manifest, sums = _manifest(folder), _sums(folder)
     whole = _check_digests(folder, manifest, sums)
-    found = [whole, _check_recipe(manifest), _check_signature(folder, asked.key)]
+    found = [whole, _check_recipe(manifest), licensing.check(folder, manifest), _check_signature(folder, asked.key)]
     if asked.sample and whole.verdict == "pass":
         found += _derive(folder, manifest, asked, threads, progress)
     return found
@@ -109,6 +110,10 @@ def _derive(folder: Path, manifest: Manifest, asked: Asked, threads: int, progre
     snapshot = source.fetch(source.describe(uri), progress)
     if dict(snapshot.digests) != said.digests:
         yield _result("source", [f"{uri} is another checkpoint than the manifest's"], "")
+        return
+    texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in snapshot.licence.files.items()}
+    if texts != said.licence_files or snapshot.licence.id != said.licence:
+        yield _result("source", [f"{uri} is under another licence than the manifest says"], "")
         return
     yield _result("source", [], f"{uri} is the checkpoint that the manifest names")
     here = machine.describe().cpu_class

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit import recipe_file, runs, sealing, workspace
+from quantkit import licensing, recipe_file, runs, sealing, workspace
 from quantkit.destinations import Destination, FolderPublish, HubPublish, OciPublish
-from quantkit.errors import InputError
+from quantkit.errors import CheckFailed, InputError
 from quantkit.job import Job
-from quantkit.manifest import Manifest
+from quantkit.manifest import Manifest, within
 from quantkit.publish import folder, hub, oci, signature
 from quantkit.recipe import Recipe
 from quantkit.targets import Target
@@ -103,6 +103,8 @@ def reopen(work: Path) -> Build:
     for file in manifest.files:
         _verify(work, file.name, file.sha256, file.nbytes)
     texts = dict(_texts(work, manifest))
+    if left := [name for name in manifest.source.licence_files if name not in texts]:
+        raise CheckFailed(f"licence: {', '.join(left)} of the source's licence is not in {work}; run the recipe again")
     return Build(work, manifest, texts, _made(manifest, recipe), recipe.publish)
 
 
@@ -152,7 +154,10 @@ def _publish(build: Build, progress: Progress) -> tuple[Manifest, dict[str, str]
     said = _said(build)
     try:
         names = [*(file.name for file in said.files), *sealing.write(build.work, said, build.texts)]
+        licensing.hold(build.work, said)
         files = {name: build.work / name for name in names}
+        if left := [name for name in said.source.licence_files if name not in files]:
+            raise CheckFailed(f"licence: {', '.join(left)} would not be published; run the recipe again with --force")
         signed = build.work / signature.NAME
         if build.sign_key is not None:
             signature.sign(files, build.sign_key, signed)
@@ -217,6 +222,10 @@ def _texts(work: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
         raise InputError(f"{work / folder.SUMS} cannot be read: {error.strerror}; run the recipe again") from error
     made = {file.name for file in manifest.files} | sealing.documents(manifest, {}).keys()
     for name in sums.keys() - made:
+        try:
+            within(name)
+        except ValueError as error:
+            raise InputError(f"{work / folder.SUMS}: {error}; run the recipe again") from error
         _verify(work, name, sums[name])
         yield name, (work / name).read_bytes().decode("utf-8")
 

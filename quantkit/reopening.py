@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from quantkit import quality, solved, source
-from quantkit.checks import latency, reopened, scoring
+from quantkit.checks import carried, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.engines import torch_blocks, transformers_speed
+from quantkit.errors import InputError, SourceError
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import CHUNK, Found, Reference
@@ -23,15 +24,21 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
     """Every check of one checkpoint."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
-    found = source.describe(str(artefact.path.parent))
-    weights = found.weights
-    assert isinstance(weights, QuantisedTensors)
+    beside = carried.faults(artefact.path.parent, job.snapshot, solved.documents(job, plan))
+    try:
+        found = source.describe(str(artefact.path.parent))
+        weights = found.weights
+        if not isinstance(weights, QuantisedTensors):
+            raise SourceError("config.json says nothing of its quantisation")
+    except InputError as error:
+        said = "; ".join(["it is not read as a checkpoint: " + str(error), *beside])
+        return Found((CheckResult("integrity", "fail", said, {}, {}, "quantkit"),), {})
     digests = {row.name: codes.record(row.name).codes for row in solved.quantised(plan)}
 
     def source_rows(row: Row, start: int, stop: int) -> F32:
         return job.snapshot.weights.read(row.name, start, stop)
 
-    sound, errors = reopened.check(weights, plan.rows, source_rows, weights.codes, digests, progress=job.progress)
+    sound, errors = reopened.check(weights, plan.rows, source_rows, weights.codes, digests, beside, progress=job.progress)
     results, speed, original = [sound], None, None
     if sound.verdict == "pass":
         second = _score(job, found, reference.second) if reference.second else None

@@ -118,6 +118,7 @@ def _source(document: Document, plan: Plan, snapshot: Snapshot) -> SourceRecord:
         licence=snapshot.licence.id,
         licence_name=snapshot.licence.name,
         licence_link=snapshot.licence.link,
+        licence_files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in snapshot.licence.files.items()},
         context_length=gguf_config.context_length(snapshot.config),
         already_quantised=snapshot.quantised(),
     )

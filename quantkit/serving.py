@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from quantkit import baseline, likeness, making, planning, quality, workspace
-from quantkit.checks import embedding, latency, reopened, scoring
+from quantkit.checks import carried, embedding, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_config
@@ -168,11 +168,15 @@ def _integrity(
             kept[row.name] = values.T if row.name in turned else values
         return kept[row.name][start:stop]
 
+    place = job.work / plan.file.partition("/")[0]
+    beside = carried.faults(place, job.snapshot, writer.documents(plan, job.snapshot, made))
     try:
         written = reader.read([file.path for file in artefact.files[: len(layout.files(plan.onnx, made))]], plan.rows)
-        return reopened.check(written, plan.rows, source_rows, lambda _: np.zeros(0, np.uint8), {}, progress=job.progress)
+        return reopened.check(
+            written, plan.rows, source_rows, lambda _: np.zeros(0, np.uint8), {}, beside, progress=job.progress
+        )
     except SourceError as error:
-        return CheckResult("integrity", "fail", str(error), {}, {}, "quantkit"), {}
+        return CheckResult("integrity", "fail", "; ".join([str(error), *beside]), {}, {}, "quantkit"), {}
 
 
 def _score(job: Job, path: Path, reference: Reference) -> Scores:

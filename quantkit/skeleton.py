@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SLAB_BYTES = 64 << 20  # of an embedding or head, read at once
 _NOT_THE_MODEL = frozenset({"model_type", "quantization_config", "torch_dtype", "dtype"})
+_NAMES_CODE = frozenset({"auto_map", "attn_implementation", "experts_implementation", "custom_pipelines", "trust_remote_code"})
+"""Of config.json: what would have transformers fetch and run code of a repository's."""
 
 
 def kind(config: Mapping[str, Any]) -> arch.Kind:
@@ -24,6 +26,11 @@ def kind(config: Mapping[str, Any]) -> arch.Kind:
     if known is not None:
         return known.kind
     return "encoder-decoder" if config.get("is_encoder_decoder") else "decoder"
+
+
+def harmless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what names code: models here are transformers' own, whatever a checkpoint brings with it."""
+    return {key: value for key, value in config.items() if key not in _NAMES_CODE and not key.startswith("_")}
 
 
 def build(config: Mapping[str, Any], auto_class: str) -> Any:
@@ -37,7 +44,7 @@ def build(config: Mapping[str, Any], auto_class: str) -> Any:
     from accelerate import init_empty_weights
 
     name = config.get("model_type")
-    settings = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    settings = {key: value for key, value in harmless(config).items() if key not in _NOT_THE_MODEL}
     try:
         with init_empty_weights(include_buffers=False):
             full = transformers.AutoConfig.for_model(name, **settings)

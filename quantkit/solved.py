@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -95,16 +96,20 @@ def stored(plan: TargetPlan, codes: Codes) -> tuple[dict[str, Callable[[], U8]],
 
 def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
     """The planned folder, or the same one of an earlier run."""
-    digests = {row.name: codes.record(row.name).codes for row in quantised(plan)}
-    calibration = job.recipe.calibration
-    assert calibration is not None
-    sources = {
-        "calibration": {
-            "texts": {uri.rpartition("/")[2]: count for uri, count in calibration.counts()},
-            "length": calibration.length,
-        },
-        "recipe": plan.digest,
-    }
+    digests, sources = {row.name: codes.record(row.name).codes for row in quantised(plan)}, _sources(job, plan)
     made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)
     write = partial(writer.write, plan, job.snapshot, job.work, codes.read, sources, job.progress)
     return making.folder(job, plan, codes.folder / "made.json", made_from, write)
+
+
+def documents(job: Job, plan: TargetPlan) -> dict[str, str]:
+    """The text files of a GPTQ checkpoint's folder: name -> text."""
+    return writer.documents(plan, job.snapshot, writer.arranged(plan), _sources(job, plan))
+
+
+def _sources(job: Job, plan: TargetPlan) -> dict[str, Any]:
+    """What a checkpoint's configuration says of how its codes were solved."""
+    calibration = job.recipe.calibration
+    assert calibration is not None
+    texts = {uri.rpartition("/")[2]: count for uri, count in calibration.counts()}
+    return {"calibration": {"texts": texts, "length": calibration.length}, "recipe": plan.digest}

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import baseline, footprint, quality, reopening, sensitivity, serving, solved
+from quantkit import arch, baseline, footprint, quality, reopening, sensitivity, serving, solved
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
+from quantkit.codecs.gguf_kv import KeyValue
 from quantkit.engines import llama_cpp, llama_cpp_speed
-from quantkit.formats.gguf import layout
+from quantkit.formats.gguf import layout, splitting
 from quantkit.job import Job
 from quantkit.manifest import (
     CheckRecord,
@@ -111,7 +112,11 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     gates = job.recipe.gates(plan.target)
     assert gates is not None
     sound, errors = integrity.check(
-        [file.path for file in artefact.files], artefact.rows, source_rows(job.snapshot), progress=job.progress
+        [file.path for file in artefact.files],
+        artefact.rows,
+        source_rows(job.snapshot),
+        _metadata(job, plan, artefact),
+        progress=job.progress,
     )
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
         return _recorded(job, plan, artefact, (sound,), errors)
@@ -132,6 +137,12 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
+
+
+def _metadata(job: Job, plan: TargetPlan, artefact: Artefact) -> list[list[KeyValue]]:
+    """What each of the artefact's files is to say beside its tensors."""
+    pairs = layout.metadata(plan.gguf, plan.digest, job.snapshot)
+    return splitting.said(pairs, len(artefact.files), len(artefact.rows), arch.find(job.snapshot.config).gguf)
 
 
 def _tokenize(job: Job, plan: TargetPlan, path: Path) -> CheckResult:

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "quantkit"
 
 LAYERS = [
-    {"values", "errors", "places", "plugins", "version", "memory", "progress"},
+    {"values", "errors", "places", "plugins", "version", "memory", "progress", "chat_template"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
@@ -41,6 +41,7 @@ LAYERS = [
         "costs",
         "ci",
         "comparing",
+        "licensing",
     },
     {"__init__"},
     {"cli"},

@@ -38,7 +38,9 @@ def run(path, **options):
 
 def test_a_run_is_held_to_its_lock(recipe):
     found = lock(recipe)
-    assert list(found.source.digests) == ["model.safetensors"]
+    assert list(found.source.digests) == [
+        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "licence",
+    ]  # fmt: skip
     assert [pin.uri for pin in found.texts] == [str(recipe.parent / "text.txt")]
     manifest = run(recipe)
     assert json.loads(manifest.recipe.lock) == found.model_dump(mode="json")

@@ -65,7 +65,8 @@ def test_an_untouched_folder_passes_and_says_what_was_derived(made, folder):
     found = check(folder, key=made / "key.pub", sample=100)
     verdicts = {name: result.verdict for name, result in found.items()}
     assert verdicts == {
-        "digests": "pass", "recipe": "pass", "signature": "pass", "source": "pass", "derivation gguf-Q4_K_M-imatrix": "pass",
+        "digests": "pass", "recipe": "pass", "licence": "pass", "signature": "pass", "source": "pass",
+        "derivation gguf-Q4_K_M-imatrix": "pass",
         "derivation gguf-Q8_0": "pass", "derivation gguf-Q4_0-gptq": "report",
     }  # fmt: skip
     assert "20 tensors of 20 derived" in found["derivation gguf-Q4_K_M-imatrix"].summary

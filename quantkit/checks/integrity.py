@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.codecs import gguf_kv
+from quantkit.codecs.gguf_kv import KeyValue
+from quantkit.errors import InputError
 from quantkit.values import F32, CheckResult, Progress, Row
 
 SourceRows = Callable[[Row, int, int], F32]
@@ -21,12 +25,18 @@ _UNQUANTISED = {"F64": 1e-12, "F32": 1e-6, "F16": 2e-3, "BF16": 8e-3}  # four ti
 
 
 def check(
-    paths: Sequence[Path], rows: Sequence[Row], source_rows: SourceRows, *, progress: Progress | None = None
+    paths: Sequence[Path],
+    rows: Sequence[Row],
+    source_rows: SourceRows,
+    metadata: Sequence[Sequence[KeyValue]] = (),
+    *,
+    progress: Progress | None = None,
 ) -> tuple[CheckResult, dict[str, float]]:
     """Whether the files hold the planned `rows` and nothing else, finite and near the source; relative errors by tensor.
 
-    paths: of one GGUF, all parts of a split one. The relative error is sqrt(sum (w - decoded)^2 / sum w^2), for rows that
-    have a source. Never raises for a fault of the file: every fault is in the result.
+    paths: of one GGUF, all parts of a split one; metadata: the pairs that each of them is to say, where that is known. The
+    relative error is sqrt(sum (w - decoded)^2 / sum w^2), for rows that have a source. Never raises for a fault of the file:
+    every fault is in the result.
     """
     faults: list[str] = []
     errors: dict[str, float] = {}
@@ -41,6 +51,8 @@ def check(
         planned = {row.name for row in rows}
         faults += [f"{name}: in the file, not planned" for name in found if name not in planned]
         faults += [f"{row.name}: planned, not in the file" for row in rows if row.name not in found]
+        for path, pairs in zip(paths, metadata, strict=bool(metadata)):
+            faults += _said(path, pairs)
     present = [row for row in rows if row.name in found]
     for index, row in enumerate(present):
         fault = _declared(row, found[row.name])
@@ -50,7 +62,37 @@ def check(
         faults += [f"{row.name}: {fault}"] if fault is not None else []
         if progress is not None:
             progress("integrity", index + 1, len(present))
-    return _result(len(rows), faults, errors), errors
+    return _result(len(rows), sum(map(len, metadata)), faults, errors), errors
+
+
+def _said(path: Path, pairs: Sequence[KeyValue]) -> list[str]:
+    """What the file's metadata says otherwise than planned: the template, the vocabulary, every parameter of the graph."""
+    try:
+        found = {pair.key: pair for pair in gguf_kv.read(path).pairs}
+    except InputError as error:
+        return [str(error)]
+    planned = {pair.key: pair for pair in pairs}
+    faults = [f"{key}: in the metadata, not planned" for key in found if key not in planned]
+    faults += [f"{key}: planned, not in the metadata" for key in planned if key not in found]
+    both = ((found[key], pair) for key, pair in planned.items() if key in found)
+    return faults + [
+        f"{one.key}: {_shown(one)}, planned {_shown(other)}" for one, other in both if _plain(one) != _plain(other)
+    ]
+
+
+def _plain(pair: KeyValue) -> tuple[object, ...]:
+    """Kind and value, comparable: a number as the file's own type holds it."""
+    value = pair.value
+    if "FLOAT32" in (pair.kind, pair.item):
+        value = np.asarray(value, np.float32).tolist()
+    return pair.kind, pair.item, list(value) if pair.kind == "ARRAY" else value
+
+
+def _shown(pair: KeyValue) -> str:
+    if pair.kind == "ARRAY":
+        return f"{len(pair.value)} of {pair.item}, sha256 {hashlib.sha256(repr(_plain(pair)).encode()).hexdigest()[:8]}"
+    text = repr(pair.value)
+    return text if len(text) <= 40 else f"{text[:20]} ... {text[-12:]}"
 
 
 def _declared(row: Row, tensor: Any) -> str | None:
@@ -105,9 +147,9 @@ def tolerance(kind: str) -> float:
     return float(min(0.8, 2 * math.sqrt(32 / 12) / 2 ** (bits - 1)))
 
 
-def _result(planned: int, faults: list[str], errors: dict[str, float]) -> CheckResult:
+def _result(planned: int, pairs: int, faults: list[str], errors: dict[str, float]) -> CheckResult:
     worst = max(errors, key=errors.__getitem__, default="")
-    good = f"{planned} tensors as planned, all finite"
+    good = f"{planned} tensors{f' and {pairs} pairs of metadata' if pairs else ''} as planned, all finite"
     bad = f"{len(faults)} faults: {'; '.join(faults[:3])}{' ...' if len(faults) > 3 else ''}"
     worst_error = f"; greatest relative error {errors[worst]:.4g} in {worst}" if worst else ""
     return CheckResult(
@@ -116,6 +158,7 @@ def _result(planned: int, faults: list[str], errors: dict[str, float]) -> CheckR
         summary=bad if faults else good + worst_error,
         values={
             "tensors": planned,
+            "pairs": pairs,
             "faults": len(faults),
             "worst_tensor": worst,
             "worst_relative_error": errors.get(worst, 0.0),

@@ -20,27 +20,32 @@ def check(
     source_rows: Callable[[Row, int, int], F32],
     codes: Callable[[str], U8],
     digests: Mapping[str, str],
+    beside: Sequence[str] = (),
     *,
     progress: Progress | None = None,
 ) -> tuple[CheckResult, dict[str, float]]:
     """Whether the checkpoint holds the planned rows and nothing else, finite and near the source; relative errors by tensor.
 
-    codes: a quantised row's codes, unpacked from the file; digests: sha256 of those that were computed.
+    codes: a quantised row's codes, unpacked from the file; digests: sha256 of those that were computed. beside: what was found
+    wrong with the documents that go with the weights.
     """
-    faults = [f"{name}: in the checkpoint, not planned" for name in written.infos.keys() - {row.name for row in rows}]
+    faults = list(beside)
+    planned = {row.name for row in rows}
+    faults += [f"{name}: in the checkpoint, not planned" for name in sorted(written.infos.keys() - planned)]
     errors: dict[str, float] = {}
     for index, row in enumerate(rows):
         fault = "planned, not in the checkpoint" if row.name not in written.infos else None
         if fault is None and row.name in digests and hashlib.sha256(codes(row.name).tobytes()).hexdigest() != digests[row.name]:
             fault = "its codes are not those that were computed"
         if fault is None:
-            fault, errors[row.name] = _compare(written, row, source_rows)
+            fault, error = _compare(written, row, source_rows)
+            errors |= {row.name: error} if error is not None else {}
         faults += [f"{row.name}: {fault}"] if fault else []
         if progress is not None:
             progress("integrity", index + 1, len(rows))
     worst = max(errors, key=errors.__getitem__, default="")
     good = f"{len(rows)} tensors as planned, all finite, {len(digests)} with the codes that were computed"
-    bad = f"{len(faults)} faults: {'; '.join(sorted(faults)[:3])}{' ...' if len(faults) > 3 else ''}"
+    bad = f"{len(faults)} faults: {'; '.join(faults[:3])}{' ...' if len(faults) > 3 else ''}"
     said = bad if faults else good + (f"; greatest relative error {errors[worst]:.4g} in {worst}" if worst else "")
     values: dict[str, float | int | str] = {
         "tensors": len(rows), "faults": len(faults), "worst_tensor": worst, "worst_relative_error": errors.get(worst, 0.0),
@@ -48,7 +53,8 @@ def check(
     return CheckResult("integrity", "fail" if faults else "pass", said, values, {}, "quantkit"), errors
 
 
-def _compare(written: Weights, row: Row, source_rows: Callable[[Row, int, int], F32]) -> tuple[str | None, float]:
+def _compare(written: Weights, row: Row, source_rows: Callable[[Row, int, int], F32]) -> tuple[str | None, float | None]:
+    """A fault of the values, if any, and the relative error."""
     shape = written.infos[row.name].shape
     count, width = (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (shape[0], 1)
     step = max(1, _SLAB // width)
@@ -57,7 +63,7 @@ def _compare(written: Weights, row: Row, source_rows: Callable[[Row, int, int], 
         stop = min(start + step, count)
         found, wanted = written.read(row.name, start, stop), source_rows(row, start, stop)
         if not np.isfinite(found).all():
-            return "NaN or infinity", math.nan
+            return "NaN or infinity", None
         energy += float(np.square(wanted, dtype=np.float64).sum())
         difference += float(np.square(wanted - found, dtype=np.float64).sum())
     error = math.sqrt(difference / energy) if energy else math.sqrt(difference)

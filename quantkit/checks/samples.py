@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quantkit import chat_template
 from quantkit.errors import InputError, UnresolvedError
 from quantkit.values import Runner, Tokenizer, Transducer
 
@@ -13,26 +14,20 @@ from quantkit.values import Runner, Tokenizer, Transducer
 def render(tokenizer: Tokenizer, prompt: str) -> str:
     """The prompt as the chat template puts it to the model, ready for its answer; itself where there is no template.
 
-    Raises UnresolvedError where the template refuses a single message of a user.
+    Raises UnresolvedError where the template refuses a single message of a user, SourceError where it does not end.
     """
     if tokenizer.chat_template is None:
         return prompt
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     special = {
         name: token["content"] if isinstance(token, Mapping) else token
         for name, token in tokenizer.config.items()
         if name.endswith("_token") and isinstance(token, str | Mapping)
     }
-    messages = [{"role": "user", "content": prompt}]
-    try:
-        rendered = render_jinja_template(
-            [messages], chat_template=tokenizer.chat_template, add_generation_prompt=True, **special
-        )
-    except TemplateError as error:
-        raise UnresolvedError(f"the chat template does not render one user's message: {error}") from error
-    return str(rendered[0][0])
+    asked, variables = [([{"role": "user", "content": prompt}], True)], {**special, "tools": None, "documents": None}
+    (found,) = chat_template.render(tokenizer.chat_template, asked, variables, clock=True)
+    if found.text is None:
+        raise UnresolvedError(f"the chat template does not render one user's message: {found.fault}")
+    return found.text
 
 
 def encode(tokenizer: Tokenizer, prompts: Sequence[str], room: int) -> list[list[int]]:

@@ -108,6 +108,7 @@ def _compare(tokenizer: Tokenizer, vocabulary: Vocabulary, known: Mapping[str, s
     if not {"add_bos_token", "add_eos_token"} & tokenizer.config.keys():  # settings may say otherwise than the definition
         ours, theirs = engine.encode("text").ids, vocabulary.tokenise("text", ends=True)
         found += [_Difference("ends", "text", ours, theirs)] if ours != theirs else []
+    found += _entries(definition, vocabulary)
     faults = [each for each in found if each.kind not in known]
     left = [added["content"] for added in definition.get("added_tokens", ()) if added["id"] >= vocabulary.size]
     values = {
@@ -121,6 +122,27 @@ def _compare(tokenizer: Tokenizer, vocabulary: Vocabulary, known: Mapping[str, s
         notes.append(f"without a row in the embedding and left out: {', '.join(left[:3])}{' ...' if left[3:] else ''}")
     summary = "; ".join(notes)
     return CheckResult("tokenizer", "fail" if faults else "pass", summary, values, {"mismatches": 0}, vocabulary.engine)
+
+
+def _entries(definition: Mapping[str, Any], vocabulary: Vocabulary) -> Iterator[_Difference]:
+    """Entries of a byte-level vocabulary that are another text in the artefact: samples meet few of them."""
+    if (definition.get("decoder") or {}).get("type") != "ByteLevel":
+        return
+    letters = {letter: byte for byte, letter in enumerate(_byte_letters())}
+    apart = {added["id"] for added in definition.get("added_tokens", ())}
+    for token, number in (definition["model"].get("vocab") or {}).items():
+        if number in apart or number >= vocabulary.size or not all(letter in letters for letter in token):
+            continue
+        ours, theirs = bytes(letters[letter] for letter in token).decode("utf-8", "replace"), vocabulary.text([number])
+        if ours != theirs:
+            yield _Difference("entries", token, ours, theirs)
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's letter for every byte: itself where it prints, else one from 256 on."""
+    printed = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printed else chr(next(others)) for byte in range(256)]
 
 
 def _samples() -> Iterator[tuple[str, str]]:

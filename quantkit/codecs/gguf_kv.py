@@ -6,8 +6,8 @@ this reader takes 0.07 s; that is why there is one. Layout: ggml's docs/gguf.md;
 
 from __future__ import annotations
 
-import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,12 @@ _NUMBERS = {
     "FLOAT32": (6, "f"), "BOOL": (7, "?"), "UINT64": (10, "Q"), "INT64": (11, "q"), "FLOAT64": (12, "d"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
-_LARGE = 1 << 20  # bytes; what is longer is held against the file's length first
+MOST_HEADER = 64 << 20  # bytes; the largest vocabulary known takes 16 MB
+MOST_PAIRS = 1 << 16
+MOST_TENSORS = 1 << 18
+MOST_ITEMS = 1 << 22  # of an array
+MOST_AXES = 4  # GGML_MAX_DIMS
+MOST_ALIGNMENT = 1 << 20
 _KINDS = {number: name for name, (number, _) in _NUMBERS.items()} | {_STRING: "STRING", _ARRAY: "ARRAY"}
 
 
@@ -76,7 +81,7 @@ def read(path: Path) -> Header:
     with path.open("rb") as file:
         try:
             return _header(file, path.name)
-        except (EOFError, UnicodeDecodeError, KeyError, OverflowError, MemoryError) as error:
+        except (EOFError, UnicodeDecodeError, KeyError) as error:
             raise SourceError(
                 f"{path.name}: the GGUF header breaks off or is damaged near byte {file.tell()} "
                 f"of {path.stat().st_size} ({type(error).__name__}: {error}); fetch the file again"
@@ -84,8 +89,8 @@ def read(path: Path) -> Header:
 
 
 def _take(file: BinaryIO, count: int) -> bytes:
-    if count > _LARGE and count > os.fstat(file.fileno()).st_size:  # a damaged count: not a byte is reserved for it
-        raise EOFError(f"{count} bytes wanted")
+    if file.tell() + count > MOST_HEADER:  # a damaged count, or a bomb: not a byte is reserved for it
+        raise EOFError(f"{count} bytes wanted, at most {MOST_HEADER} are a header")
     data = file.read(count)
     if len(data) != count:
         raise EOFError(f"{count} bytes wanted, {len(data)} left")
@@ -101,7 +106,7 @@ def _string(file: BinaryIO) -> str:
 
 
 def _array(file: BinaryIO, kind: int) -> list[Any]:
-    count = _number(file, "Q")
+    count = _bounded(_number(file, "Q"), MOST_ITEMS, "items of an array")
     if kind == _STRING:
         return [_string(file) for _ in range(count)]
     dtype = np.dtype("<" + _NUMBERS[_KINDS[kind]][1])
@@ -114,11 +119,25 @@ def _header(file: BinaryIO, name: str) -> Header:
         raise SourceError(f"{name} is not a GGUF file: it starts with {magic!r}, not b'GGUF'")
     if version not in (2, 3):
         raise UnsupportedError(f"{name}: GGUF version {version} or byte order not supported; supported: 2, 3, little endian")
-    tensor_count, pair_count = _number(file, "Q"), _number(file, "Q")
+    tensor_count = _bounded(_number(file, "Q"), MOST_TENSORS, "tensors")
+    pair_count = _bounded(_number(file, "Q"), MOST_PAIRS, "pairs of metadata")
     pairs = tuple(_pair(file) for _ in range(pair_count))
     tensors = tuple(_tensor(file) for _ in range(tensor_count))
+    for what, keys in (("metadata", [pair.key for pair in pairs]), ("tensors", [tensor.name for tensor in tensors])):
+        if (twice := next((key for key, count in Counter(keys).items() if count > 1), None)) is not None:
+            raise SourceError(f"{name}: its {what} name {twice!r} twice; fetch the file again")
     alignment = values(pairs).get("general.alignment", 32)
+    if type(alignment) is not int or not 0 < alignment <= MOST_ALIGNMENT or alignment & (alignment - 1):
+        raise SourceError(
+            f"{name}: general.alignment = {alignment!r} is no power of two up to {MOST_ALIGNMENT}; fetch it again"
+        )
     return Header(pairs, tensors, -(-file.tell() // alignment) * alignment)
+
+
+def _bounded(count: int, most: int, what: str) -> int:
+    if count > most:
+        raise EOFError(f"{count} {what}, at most {most} can be")
+    return count
 
 
 def _pair(file: BinaryIO) -> KeyValue:
@@ -133,7 +152,7 @@ def _pair(file: BinaryIO) -> KeyValue:
 
 
 def _tensor(file: BinaryIO) -> TensorRecord:
-    name, rank = _string(file), _number(file, "I")
+    name, rank = _string(file), _bounded(_number(file, "I"), MOST_AXES, "axes of a tensor")
     dimensions = tuple(_number(file, "Q") for _ in range(rank))
     return TensorRecord(name, dimensions, _number(file, "I"), _number(file, "Q"))
 

@@ -7,12 +7,14 @@ of renderings of a few conversations, and counted as found only if they give the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Literal
+
+from quantkit import chat_template
+from quantkit.errors import SourceError
 
 Conversation = Sequence[tuple[str, str]]  # role, content; system first or not at all, then user and assistant in turn
 Place = Literal["turn", "first", "last", "none"]
@@ -154,33 +156,28 @@ def _common(first: str, second: str) -> str:
     return "".join(letter for letter, _ in equal)
 
 
+def _asked() -> list[tuple[Conversation, bool]]:
+    """Every conversation that a form is learnt from and proved by."""
+    marked = [("user", _U)], [("user", _U), ("assistant", _A), ("user", _V)]
+    headed = [[("system", _S), *conversation] for conversation in marked]
+    return [(marked[0], False), *((conversation, True) for conversation in (*marked, *headed, *_PROOFS))]
+
+
 def _renderer(template: str, special: Mapping[str, str], bos: str) -> Render:
-    """Jinja as transformers has it for chat templates, in a sandbox; without the clock, so that no day gets into the texts."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = refuse
-    plain = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
-    plain = re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", plain)
+    """What a template makes of the conversations that are asked here; without the clock, so that no day gets into the texts."""
+    asked = _asked()
+    given = [([{"role": role, "content": content} for role, content in each], answer) for each, answer in asked]
+    try:
+        found = chat_template.render(template, given, special, clock=False)
+    except SourceError:
+        return lambda *_: None
+    texts = {(tuple(each), answer): one.text for (each, answer), one in zip(asked, found, strict=True)}
 
     def render(conversation: Conversation, answer: bool) -> str | None:
-        messages = [{"role": role, "content": content} for role, content in conversation]
-        try:
-            text = environment.from_string(plain).render(messages=messages, add_generation_prompt=answer, **special)
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            return None
-        return text.removeprefix(bos)
+        text = texts[tuple(conversation), answer]
+        return None if text is None else text.removeprefix(bos)
 
     return render
-
-
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _literal(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantkit import places, workspace
 from quantkit.errors import SourceError
-from quantkit.source import folder, gguf_file
+from quantkit.source import folder, gguf_file, patterns
 from quantkit.source.files import TensorFiles, digest
 from quantkit.source.pickled import PickledTensors
 from quantkit.source.quantised import QuantisedTensors
@@ -32,13 +32,14 @@ def describe(uri: str, *, cache: Path | None = None) -> Snapshot:
 
 
 def _load(tokenizer: Tokenizer) -> None:
-    """Raises SourceError for a tokenizer that the tokenizers library does not load."""
+    """Raises SourceError for a tokenizer that the tokenizers library does not load, or whose expressions do not end."""
     from tokenizers import Tokenizer as Engine
 
     try:
         Engine.from_str(json.dumps(tokenizer.definition))
     except Exception as error:  # the library raises no narrower one
         raise SourceError(f"the tokenizer is damaged: {error}; fetch the checkpoint again") from error
+    patterns.refuse_endless(tokenizer.definition)
 
 
 def _described(uri: str, cache: Path | None) -> Snapshot:

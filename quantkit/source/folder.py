@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from quantkit import arch, checkpoint
+from quantkit import arch, checkpoint, skeleton
 from quantkit.errors import SourceError, UnsupportedError
 from quantkit.source import card, pooling, schemes, vocabulary
+from quantkit.source.documents import inside, parse, read_json, read_text, refuse_stray
 from quantkit.source.files import DeclaredTensors, Span, TensorFiles
 from quantkit.source.quantised import QuantisedTensors
 from quantkit.source.schemes import Presented
 from quantkit.values import F32, U8, Snapshot, TensorInfo, Tokenizer, Weights
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_HEADER = 100_000_000  # bytes of a safetensors header, the format's own limit
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -93,24 +94,14 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's object; None if there is no such file. Raises SourceError."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SourceError(f"{path.name} is not JSON ({error}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise SourceError(f"{path.name} holds a {type(found).__name__} where an object is expected; fetch it again")
-    return found
-
-
 def shards_of(index: Mapping[str, Any], name: str) -> dict[str, str]:
-    """An index's map: tensor name -> file. Raises SourceError for an index without one; `name` is the index's own."""
+    """An index's map: tensor name -> file. Raises SourceError for an index without one, and for a file that does not lie in
+    its folder; `name` is the index's own."""
     placed = index.get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise SourceError(f"{name} has no weight_map from tensors to files; fetch it again")
+    for file in placed.values():
+        inside(file, name)
     return placed
 
 
@@ -140,11 +131,12 @@ def _template_files(folder: Path) -> Any:
     path = folder / "chat_template.jinja"
     if not path.is_file():
         return (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    refuse_stray(folder / "additional_chat_templates")
     further = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     if not further:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     found = [("default", path), *((other.stem, other) for other in further)]
-    return [{"name": name, "template": file.read_text(encoding="utf-8")} for name, file in found]
+    return [{"name": name, "template": read_text(file)} for name, file in found]
 
 
 def _weights(folder: Path, config: Mapping[str, Any]) -> Weights:
@@ -214,11 +206,16 @@ def select(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> Presen
 def read_header(length: bytes, read: Any, size: int, shard: str) -> tuple[int, dict[str, Any]]:
     """A safetensors file's data offset and tensor entries, by its first 8 bytes and a reader of what follows.
 
-    Raises SourceError if it is damaged, names a tensor twice, or differs from the file's size.
+    Raises SourceError if it is damaged, names a tensor twice, leaves a gap or an overlap, or differs from the file's size.
     """
     count = int.from_bytes(length, "little")
     if len(length) < 8 or count > size - 8:
         raise SourceError(f"{shard} is truncated: {size} bytes, its header alone wants {8 + count}; fetch it again")
+
+    if count > MOST_HEADER:
+        raise SourceError(
+            f"{shard} declares a header of {count:,} bytes; safetensors has at most {MOST_HEADER:,}: fetch it again"
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -227,17 +224,21 @@ def read_header(length: bytes, read: Any, size: int, shard: str) -> tuple[int, d
             raise SourceError(f"{shard} names {next(key for key in keys if keys.count(key) > 1)} twice")
         return found
 
-    try:
-        header = json.loads(read(count), object_pairs_hook=unique)
-        if not isinstance(header, dict):
-            raise ValueError(f"a {type(header).__name__}, not an object")
-    except ValueError as error:
-        raise SourceError(f"{shard}: the safetensors header is not a JSON object ({error}); fetch it again") from error
+    header = parse(read(count), f"{shard}: the safetensors header", unique)
+    if not isinstance(header, dict):
+        raise SourceError(f"{shard}: the safetensors header is not a JSON object (a {type(header).__name__}); fetch it again")
     odd = [name for name, entry in header.items() if name != "__metadata__" and not _is_entry(entry)]
     if odd:
         raise SourceError(f"{shard}: the safetensors header describes {odd[0]} wrongly: {header[odd[0]]}; fetch it again")
     header.pop("__metadata__", None)
-    wanted = 8 + count + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    at = 0
+    for name, (begin, end) in sorted(
+        ((name, entry["data_offsets"]) for name, entry in header.items()), key=lambda each: each[1]
+    ):
+        if begin != at or end < begin:
+            raise SourceError(f"{shard}: {name} lies at bytes {begin} to {end}, where byte {at} is next; fetch it again")
+        at = end
+    wanted = 8 + count + at
     if wanted != size:
         state = "truncated" if size < wanted else "longer than its header says"
         raise SourceError(f"{shard} is {state}: {size} bytes, the header says {wanted}; fetch it again")
@@ -272,7 +273,7 @@ def reconstruct(config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     dtype = _TORCH.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
     with torch.device("meta"):
         build = getattr(transformers, arch.AUTO_CLASS[arch.find(config).kind])
-        plain = {key: value for key, value in config.items() if key != "quantization_config"}
+        plain = {key: value for key, value in skeleton.harmless(config).items() if key != "quantization_config"}
         model = build.from_config(transformers.AutoConfig.for_model(**plain))
     itemsize = _DTYPES[dtype][0]
     found = {

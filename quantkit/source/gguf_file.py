@@ -22,6 +22,7 @@ from quantkit.source import card
 from quantkit.source.files import Span, TensorFiles
 from quantkit.values import F32, U8, Licence, Snapshot, TensorInfo, Tokenizer
 
+MOST_PARTS = 99_999  # five digits name them
 _REPOSITORY = re.compile(r"(?:hf:/|https?://[^/]+)/([\w.-]+/[\w.-]+)")
 
 
@@ -56,7 +57,9 @@ def describe(path: Path, uri: str) -> Snapshot:
 
 def _parts(path: Path, kv: Mapping[str, Any]) -> list[Path]:
     """All parts of a split file, the one with the metadata first. Raises SourceError for those that are not there."""
-    count = int(kv.get("split.count", 0))
+    count = kv.get("split.count", 0)
+    if type(count) is not int or count > MOST_PARTS:
+        raise SourceError(f"{path.name}: split.count = {count!r:.40}, at most {MOST_PARTS} parts can be; fetch it again")
     if count < 2:
         return [path]
     named = re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.gguf", path.name)
@@ -127,7 +130,17 @@ def _tensors(path: Path, header: gguf_kv.Header) -> tuple[dict[str, Span], dict[
         wanted = max(wanted, offset + rows * row_bytes)
     if size < wanted:
         raise SourceError(f"{path.name} is truncated: {size} bytes, its header says {wanted}; fetch it again")
+    _refuse_overlap(path, spans)
     return spans, infos
+
+
+def _refuse_overlap(path: Path, spans: Mapping[str, Span]) -> None:
+    """Raise SourceError where a tensor begins before another one ends."""
+    end, before = 0, ""
+    for name, span in sorted(spans.items(), key=lambda each: (each[1].offset, each[1].rows * each[1].row_bytes)):
+        if span.offset < end:
+            raise SourceError(f"{path.name}: {name} begins at byte {span.offset}, where {before} has not ended; fetch it again")
+        end, before = span.offset + span.rows * span.row_bytes, name
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 
 from quantkit.errors import SourceError, UnresolvedError
 from quantkit.progress import silent
-from quantkit.source import card, folder, pooling, vocabulary
+from quantkit.source import card, documents, folder, pooling, vocabulary
 from quantkit.values import F32, Progress, Snapshot, TensorInfo
 
 _SMALL = (
@@ -69,7 +69,7 @@ def describe(rest: str, *, cache: Path | None = None) -> Snapshot:
         raise SourceError(f"{where}: the index names shards that the repository lacks: {', '.join(absent)}")
     with _explained(where):
         infos = _headers(repo, commit, list(weights))
-    config = folder.read_json(place / "config.json")
+    config = documents.read_json(place / "config.json")
     declared = folder.reconstruct(config) if infos is None else folder.select(config, infos).infos
     tensors = RemoteTensors(declared, tuple(missing), cache)
     found = _pinned(folder.describe(place, where, tensors), repo, commit)
@@ -85,7 +85,7 @@ def _weight_files(place: Path, sizes: Mapping[str, int]) -> list[str]:
     for single, index in ((folder.SINGLE, folder.INDEX), folder.PICKLED):
         if single in sizes:
             return [single]
-        if listing := folder.read_json(place / index):
+        if listing := documents.read_json(place / index):
             return sorted(set(folder.shards_of(listing, index).values()))
     return []
 

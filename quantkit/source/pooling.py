@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from quantkit.errors import SourceError, UnsupportedError
+from quantkit.source import documents
 
 MODULES = "modules.json"
 FILES = (MODULES, "*_Pooling/config.json")
@@ -24,7 +23,7 @@ def read(folder: Path) -> str | None:
     """
     if not (folder / MODULES).is_file():
         return None
-    modules = _json(folder / MODULES)
+    modules = documents.read_any(folder / MODULES)
     if not isinstance(modules, list) or not all(isinstance(module, dict) and "type" in module for module in modules):
         raise SourceError(f"{MODULES} is not a list of modules; fetch it again")
     kinds = {str(module["type"]).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
@@ -32,10 +31,11 @@ def read(folder: Path) -> str | None:
         raise UnsupportedError(f"{MODULES}: GGUF has no place for {', '.join(foreign)} after the model; supported: {_KNOWN}")
     if "Pooling" not in kinds:
         return None
-    name = f"{kinds['Pooling']}/config.json"
+    name = documents.inside(f"{kinds['Pooling']}/config.json", MODULES)
+    documents.refuse_stray((folder / name).parent)
     if not (folder / name).is_file():
         raise SourceError(f"{MODULES} names {name}, which is not there; fetch it again")
-    said = _json(folder / name)
+    said = documents.read_any(folder / name)
     if not isinstance(said, dict):
         raise SourceError(f"{name} is not an object; fetch it again")
     mode = said.get("pooling_mode")
@@ -44,10 +44,3 @@ def read(folder: Path) -> str | None:
     if len(found) != 1 or found[0] is None:
         raise UnsupportedError(f"{name}: {on or mode} is not one of llama.cpp's poolings mean, cls and last")
     return found[0]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SourceError(f"{path.name} is not JSON ({error}); fetch it again") from error

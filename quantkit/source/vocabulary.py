@@ -6,7 +6,6 @@ Their tokens are laid out as a GGUF has them, of which gguf_vocab makes a defini
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from quantkit.codecs import gguf_tokens, gguf_vocab, gguf_wordpiece
 from quantkit.codecs.gguf_special import GGML, SPECIAL, content
 from quantkit.codecs.gguf_tokens import CONTROL, NORMAL, SPACE, UNUSED, USER_DEFINED
 from quantkit.errors import SourceError, UnsupportedError
-from quantkit.source import sentencepiece
+from quantkit.source import documents, sentencepiece
 from quantkit.values import Tokenizer
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -32,6 +31,7 @@ _ROBERTA = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>",
     "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
+MOST_TOKENS = 1 << 22  # ids beyond it are damaged: the largest vocabulary known ends at 262,208
 _REMEDY = "load it with transformers and save it beside the weights, which writes tokenizer.json"
 
 
@@ -54,11 +54,11 @@ def read(folder: Path, config: Mapping[str, Any], added: Mapping[str, int]) -> T
     kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     model = next((name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
     if model is not None:
-        table = _sentencepiece(sentencepiece.parse((folder / model).read_bytes(), model), kind, config, model)
+        table = _sentencepiece(sentencepiece.parse(documents.read_bytes(folder / model), model), kind, config, model)
     elif (folder / _MARIAN).is_file():
-        table = _marian(sentencepiece.parse((folder / _MARIAN).read_bytes(), _MARIAN), _numbers(folder))
+        table = _marian(sentencepiece.parse(documents.read_bytes(folder / _MARIAN), _MARIAN), _numbers(folder))
     elif (folder / "vocab.txt").is_file():
-        table = _wordpiece((folder / "vocab.txt").read_text(encoding="utf-8"), kind, config)
+        table = _wordpiece(documents.read_text(folder / "vocab.txt", documents.TABLE), kind, config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         table = _byte_level(folder, kind, config)
     else:
@@ -67,12 +67,18 @@ def read(folder: Path, config: Mapping[str, Any], added: Mapping[str, int]) -> T
     table.named |= named
     for text, number in added.items():
         _place(table, number, text, special=text in table.named.values())
-    for number, token in config.get("added_tokens_decoder", {}).items():
-        _place(table, int(number), token["content"], special=bool(token.get("special")))
+    for digits, token in config.get("added_tokens_decoder", {}).items():
+        if not digits.isdecimal() or len(digits) > 9 or not isinstance(token, Mapping):
+            raise SourceError(f"tokenizer_config.json: added_tokens_decoder has no token {digits[:40]!r}; fetch it again")
+        _place(table, int(digits), token.get("content", ""), special=bool(token.get("special")))
     return _decoded(table, config)
 
 
 def _place(table: _Table, number: int, text: str, *, special: bool) -> None:
+    if type(number) is not int or not 0 <= number < MOST_TOKENS or not isinstance(text, str):
+        raise SourceError(
+            f"the vocabulary numbers {text!r:.40} as {number!r:.40}, ids are below {MOST_TOKENS:,}; fetch it again"
+        )
     for fresh in range(len(table.tokens), number + 1):
         table.tokens.append(f"[PAD{fresh}]")
         table.kinds.append(UNUSED)
@@ -168,7 +174,7 @@ def _byte_level(folder: Path, kind: str, config: Mapping[str, Any]) -> _Table:
             f"vocab.json of {kind or 'a tokenizer without a name in tokenizer_config.json'} does not say how text is split; "
             f"known, without a space before the text: {known}. Otherwise {_REMEDY}"
         )
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    lines = documents.read_text(folder / "merges.txt", documents.TABLE).split("\n")
     merges = [line for line in lines if line and not line.startswith("#version")]
     pairs: dict[str, Any] = {"model": "gpt2", "pre": _PRE[kind], "merges": merges}
     if kind in _ENDED:
@@ -181,12 +187,9 @@ def _byte_level(folder: Path, kind: str, config: Mapping[str, Any]) -> _Table:
 
 
 def _numbers(folder: Path) -> dict[str, int]:
-    try:
-        found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SourceError(f"{folder} has no vocab.json to number the pieces of {_MARIAN}; fetch it") from error
-    except ValueError as error:
-        raise SourceError(f"vocab.json is not JSON ({error}); fetch it again") from error
+    found: dict[str, int] | None = documents.read_json(folder / "vocab.json")
+    if found is None:
+        raise SourceError(f"{folder} has no vocab.json to number the pieces of {_MARIAN}; fetch it")
     return found
 
 

@@ -56,6 +56,12 @@ def part_pairs(pairs: Sequence[KeyValue], number: int, count: int, tensors: int)
     return [*(pairs if number == 0 else ()), *place]
 
 
+def said(pairs: Sequence[KeyValue], count: int, tensors: int, architecture: str) -> list[list[KeyValue]]:
+    """The metadata of each of `count` parts as it is in the file: with the architecture, which gguf-py's writer puts first."""
+    first = KeyValue("general.architecture", architecture, "STRING")
+    return [[first, *part_pairs(pairs, number, count, tensors)] for number in range(count)]
+
+
 def _groups(rows: tuple[Row, ...], pairs: Sequence[KeyValue], architecture: str, limit: int) -> list[tuple[Row, ...]]:
     """Rows for each part: as many as fit beside a header that lists all of them."""
     head = {first: _header_size(rows, part_pairs(pairs, 1 - first, 2, len(rows)), architecture) for first in (True, False)}

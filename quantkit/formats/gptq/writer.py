@@ -62,10 +62,10 @@ def write(
     place = folder / Path(plan.file).parent
     place.mkdir(exist_ok=True)
     rows = {row.name: row for row in plan.rows}
-    arranged = shards.arrange({name: layout.tensors(plan.target, row) for name, row in rows.items()})
+    parts = arranged(plan)
     total, done = sum(row.nbytes for row in plan.rows), 0
     written = []
-    for shard in arranged:
+    for shard in parts:
         with workspace.replacing(place / shard.name) as temporary, open(temporary, "wb") as file:
             hashed = _Hashed(file)
             hashed.write(shards.header(shard.tensors))
@@ -74,7 +74,7 @@ def write(
                 done += rows[name].nbytes
                 progress(f"write {plan.name}", done, total)
         written.append(Written(place / shard.name, shard.nbytes, hashed.state.hexdigest()))
-    for file_name, text in documents(plan, snapshot, arranged, sources).items():
+    for file_name, text in documents(plan, snapshot, parts, sources).items():
         with workspace.replacing(place / file_name) as temporary:
             temporary.write_text(text, encoding="utf-8")
         written.append(Written(place / file_name, len(text.encode()), hashlib.sha256(text.encode()).hexdigest()))
@@ -118,7 +118,13 @@ def _stored(values: F32, kind: str) -> NDArray[Any]:
     return out
 
 
-def documents(plan: TargetPlan, snapshot: Snapshot, arranged: list[shards.Shard], sources: Mapping[str, Any]) -> dict[str, str]:
+def arranged(plan: TargetPlan) -> list[shards.Shard]:
+    """The files of the plan's tensors."""
+    assert isinstance(plan.target, GptqTarget)
+    return shards.arrange({row.name: layout.tensors(plan.target, row) for row in plan.rows})
+
+
+def documents(plan: TargetPlan, snapshot: Snapshot, parts: list[shards.Shard], sources: Mapping[str, Any]) -> dict[str, str]:
     """The folder's text files: name -> text."""
     assert isinstance(plan.target, GptqTarget)
     said = layout.quantization_config(plan, plan.target, snapshot, sources)
@@ -126,5 +132,5 @@ def documents(plan: TargetPlan, snapshot: Snapshot, arranged: list[shards.Shard]
     found = carried.carried(snapshot, {**config, "quantization_config": said})
     if plan.target.layout == "gptq":
         found["quantize_config.json"] = carried.text(said)
-    listing = shards.index(arranged)
+    listing = shards.index(parts)
     return found | ({"model.safetensors.index.json": listing} if listing else {})

@@ -52,7 +52,7 @@ def write(
     place = folder / Path(plan.file).parts[0]
     written: list[Written] = []
     made = made or graphs.build(snapshot)
-    texts = layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
+    texts = documents(plan, snapshot, made)
     values = [
         _Values(graph, assembly.transposed(graph.model), assembly.sharing(graph.model), importance, solved) for graph in made
     ]
@@ -60,6 +60,11 @@ def write(
         written += _write_graphs(plan, folder, values, pool, progress)
     written += [_write_whole(place / name, text.encode()) for name, text in texts.items()]
     return Artefact(plan.name, tuple(written), plan.rows, time.perf_counter() - started, memory.peak())
+
+
+def documents(plan: TargetPlan, snapshot: Snapshot, made: Sequence[Graph]) -> dict[str, str]:
+    """The folder's text files: name -> text."""
+    return layout.documents(plan.onnx, snapshot) | {name: text for graph in made for name, text in graph.documents.items()}
 
 
 @dataclass(frozen=True, slots=True)
