@@ -43,5 +43,16 @@ def peak() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return _kilobytes(status, "VmHWM")
+
+
+def resident() -> int:
+    """Resident memory now; where the system does not say, the peak so far."""
+    try:
+        return _kilobytes(Path("/proc/self/status").read_text(), "VmRSS")
+    except OSError:
+        return peak()
+
+
+def _kilobytes(status: str, name: str) -> int:
+    return int(next(line for line in status.splitlines() if line.startswith(f"{name}:")).split()[1]) * 1024

@@ -9,7 +9,7 @@ LAYERS = [
     {"values", "errors", "plugins", "version", "memory", "progress"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
-    {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
+    {"walk", "skeleton", "heads", "staging", "matrices", "footprint", "footprint_onnx", "footprint_torch"},
     {"targets", "destinations", "recipe", "recipe_file", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
     {
@@ -33,6 +33,8 @@ LAYERS = [
         "solved",
         "sensitivity",
         "publishing",
+        "requirements",
+        "resident",
     },
     {"__init__"},
     {"cli"},
