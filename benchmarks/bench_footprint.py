@@ -44,8 +44,12 @@ def made(model: str, format: str, work: Path) -> tuple[str, Path, Manifest]:
         uri = str(work / model)
         write_random(work / model, RANDOM[model])
     group = 64 if model == "smollm2" else 128  # 576 columns are no multiple of 128
-    target = {"gguf": {"type": TYPES[model]}, "onnx": {"bits": 8}, "gptq": {"bits": 4, "group": group}}[format]
-    document: dict[str, Any] = {"source": uri, "targets": [{"format": format, **target}], "checks": False}
+    types: dict[str, dict[str, Any]] = {
+        "gguf": {"type": TYPES[model]},
+        "onnx": {"bits": 8},
+        "gptq": {"bits": 4, "group": group},
+    }
+    document: dict[str, Any] = {"source": uri, "targets": [{"format": format, **types[format]}], "checks": False}
     if format == "gptq":
         document["calibration"] = {"text": "builtin:python-docs", "tokens": 1024, "length": 512}
     name = f"{model}-{format}"

@@ -17,6 +17,7 @@ from quantkit.values import Row
 
 PROCESS = 411 * MiB  # Python with torch and a transformers model class
 LIBRARY = 40 * MiB  # what they touch with the first forward
+SCORE_BYTES = 2 + 4 + 4
 
 
 def dequantised(rows: Iterable[Row]) -> int:
@@ -25,11 +26,16 @@ def dequantised(rows: Iterable[Row]) -> int:
 
 
 def compute_buffer(config: Mapping[str, Any], tokens: int) -> int:
-    """Bytes that a forward of so many tokens takes besides weights and cache."""
+    """Bytes that a forward of so many tokens takes besides weights and cache: the larger of two moments, inside a block
+    (residual, normed and gate/up activations, or queries, keys and values) and at the logits, for whose one row oneDNN puts
+    the head into another order. A layer with a window has a mask of its own, with which torch's attention writes its scores
+    down: in bfloat16, and in float32 before and after the softmax.
+    """
     d = footprint.dimensions(config)
-    heads = (3 * d.heads + 2 * d.kv_heads) * d.head_dim
-    mask = 3 * tokens * tokens if d.windowed_layers else 0
-    return 2 * tokens * max(3 * d.hidden + 4 * d.intermediate, 6 * d.hidden + 2 * heads) + mask
+    attention = 2 * d.hidden + (3 * d.heads + 2 * d.kv_heads) * d.head_dim
+    scores = (3 + SCORE_BYTES * d.heads) * tokens * tokens if d.windowed_layers else 0
+    block = max(2 * tokens * (2 * d.hidden + 4 * d.intermediate), 2 * tokens * attention + scores)
+    return max(block, 2 * d.vocabulary * d.hidden)
 
 
 def memory(nbytes: int, rows: Sequence[Row], config: Mapping[str, Any], contexts: Iterable[int]) -> list[Memory]:

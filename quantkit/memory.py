@@ -16,12 +16,12 @@ def reset_peak() -> None:
         return
 
 
-def return_large_blocks() -> None:
-    """Have blocks of 4 MiB and more go back to the system when they are freed, where the C library offers it (glibc): it would
-    keep them, up to 32 MiB each, for every one of its pools of threads."""
+def return_large_blocks(size: int = 4 << 20) -> None:
+    """Have blocks of `size` bytes and more go back to the system when they are freed, where the C library offers it (glibc):
+    it would keep them, up to 32 MiB each, for every one of its pools of threads."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        set_option(_MMAP_THRESHOLD, 4 << 20)
+        set_option(_MMAP_THRESHOLD, size)
 
 
 def release() -> None:

@@ -29,7 +29,9 @@ def predict(format: str, nbytes: int, rows: Sequence[Row], snapshot: Snapshot, c
         return footprint.memory(nbytes, rows, config, contexts, instruction_sets=machine.instruction_sets())
     if quality.kind(snapshot) != "decoder":
         return []
-    return (footprint_onnx if format == "onnx" else footprint_torch).memory(nbytes, rows, config, contexts)
+    if format == "onnx":
+        return footprint_onnx.memory(nbytes, rows, config, contexts)
+    return footprint_torch.memory(nbytes, rows, config, contexts)
 
 
 def records(job: Job, plan: TargetPlan, artefact: Artefact, *, run: bool, known: dict[int, int]) -> list[MemoryRecord]:
