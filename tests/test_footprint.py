@@ -85,7 +85,7 @@ def test_kv_cache_by_type_by_layer_and_of_a_latent() -> None:
     f16 = footprint.kv_cache(MISTRAL, 4096)
     assert footprint.kv_cache(MISTRAL, 4096, "q8_0") == f16 * 17 // 32
     assert footprint.kv_cache(MISTRAL, 4096, "f32") == 2 * f16
-    layered = MISTRAL | {"num_key_value_heads": [8] * 16 + [4] * 16}
+    layered = MISTRAL | {"model_type": "layered", "num_key_value_heads": [8] * 16 + [4] * 16}
     assert footprint.kv_cache(layered, 4096) == f16 * 3 // 4
     latent = MISTRAL | {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
     assert footprint.kv_cache(latent, 4096) == 2 * 32 * 4096 * 576
