@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import footprint, footprint_onnx, footprint_torch, memory
+import quantkit
+from quantkit import footprint, footprint_onnx, footprint_torch, memory, requirements, resident, source
 from quantkit.errors import UnsupportedError
 from quantkit.report import machine
 from quantkit.values import Row
@@ -217,3 +218,19 @@ def test_predicted_memory_is_what_a_child_process_takes(smol: Path, tmp_path: Pa
         error = prediction.total / measured - 1
         print(f"{ftype} {prediction.context}: {prediction.total >> 20} MiB of {measured >> 20}, {error:+.1%}")
         assert abs(error) < 0.03, (ftype, prediction, measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "type", "engine"), [("onnx", "INT8", "onnxruntime_genai"), ("gptq", "W4G64", "transformers")]
+)
+def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: str, type: str, engine: str) -> None:
+    pytest.importorskip(engine)
+    target = quantkit.convert(smollm2, format=format, type=type, checks=False, work_dir=tmp_path, threads=2).targets[0]
+    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in target.tensors]
+    nbytes = sum(file.nbytes for file in target.files if not file.name.endswith(".json"))
+    (prediction,) = requirements.predict(format, nbytes, rows, source.describe(smollm2), [512])
+    path = next(tmp_path.glob(f"*/{target.file}"))
+    found = resident.measure(path, format=format, threads=2, context=512)
+    growth = found.peak - found.before
+    assert prediction.growth == pytest.approx(growth, rel=0.15), (prediction, found)
