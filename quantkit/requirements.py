@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 
@@ -58,10 +57,10 @@ def _measured(job: Job, format: str, artefact: Artefact, nbytes: int, limit: int
     for step, need in enumerate(needs, start=1):
         if per_token * need.context > PATIENCE or need.total + footprint.OS_RESERVE > machine.memory_bytes():
             return
-        began = time.perf_counter()
         try:
-            yield resident.measure(artefact.path, format=format, threads=job.threads, context=need.context)
+            found = resident.measure(artefact.path, format=format, threads=job.threads, context=need.context)
         except UnresolvedError:  # an engine that does not run it, which the checks say
             return
-        per_token = (time.perf_counter() - began) / need.context
+        yield found
+        per_token = found.seconds / need.context
         job.progress("memory", step, len(needs))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -41,11 +42,11 @@ def measure(path: Path, *, format: str, threads: int, context: int) -> Resident:
     return Resident(**children.run("quantkit.resident", path, options))
 
 
-def _llama_cpp(path: Path, threads: int, context: int) -> tuple[str, int]:
+def _llama_cpp(path: Path, threads: int, context: int) -> tuple[str, tuple[int, float]]:
     from quantkit.engines import llama_cpp
 
     llama_cpp.load_library()
-    before = memory.resident()
+    before = _before()
     model = llama_cpp.load(
         path,
         context=context,
@@ -62,11 +63,11 @@ def _llama_cpp(path: Path, threads: int, context: int) -> tuple[str, int]:
     return llama_cpp.name(), before
 
 
-def _genai(path: Path, threads: int, context: int) -> tuple[str, int]:
+def _genai(path: Path, threads: int, context: int) -> tuple[str, tuple[int, float]]:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime_genai
 
-    before = memory.resident()
+    before = _before()
     config = onnxruntime_genai.Config(str(path.parent))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
     model = onnxruntime_genai.Model(config)
@@ -81,14 +82,14 @@ def _genai(path: Path, threads: int, context: int) -> tuple[str, int]:
     return f"onnxruntime-genai {version('onnxruntime-genai')}", before
 
 
-def _transformers(path: Path, threads: int, context: int) -> tuple[str, int]:
+def _transformers(path: Path, threads: int, context: int) -> tuple[str, tuple[int, float]]:
     import torch
     import transformers
 
     torch.set_num_threads(threads)
     snapshot = source.describe(str(path.parent))
     model = skeleton.build(snapshot.config, "AutoModelForCausalLM").to(torch.bfloat16)  # on the meta device still
-    before = memory.resident()
+    before = _before()
     _load(model, modules.view(snapshot.config, snapshot.weights))
     tokens = torch.tensor([_tokens(context - DECODE, model.config.vocab_size)])
     with torch.no_grad():
@@ -121,7 +122,16 @@ def _load(model: Any, weights: Weights) -> None:
     memory.release()
 
 
-_RUN: dict[str, Callable[[Path, int, int], tuple[str, int]]] = {"gguf": _llama_cpp, "onnx": _genai, "gptq": _transformers}
+_RUN: dict[str, Callable[[Path, int, int], tuple[str, tuple[int, float]]]] = {
+    "gguf": _llama_cpp,
+    "onnx": _genai,
+    "gptq": _transformers,
+}
+
+
+def _before() -> tuple[int, float]:
+    """Resident bytes and the time, before a model is loaded."""
+    return memory.resident(), time.perf_counter()
 
 
 def _tokens(count: int, vocabulary: int) -> list[int]:
@@ -136,8 +146,9 @@ def _main() -> None:
     parser.add_argument("--context", type=int, default=512)
     given = parser.parse_args()
     memory.reset_peak()
-    engine, before = _RUN[given.format](given.file, given.threads, given.context)
-    print(json.dumps(asdict(Resident(engine, given.context, before, memory.peak()))))
+    engine, (before, began) = _RUN[given.format](given.file, given.threads, given.context)
+    found = Resident(engine, given.context, before, memory.peak(), time.perf_counter() - began)
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":
