@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,33 @@ MISTRAL7B: dict[str, Any] = {
     "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None,
     "tie_word_embeddings": False, "hidden_act": "silu",
 }  # fmt: skip
+WINDOWED: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 1280, "intermediate_size": 5120,
+    "num_hidden_layers": 14, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 49152,
+    "max_position_embeddings": 8448, "rms_norm_eps": 1e-6, "sliding_window": 1024, "query_pre_attn_scalar": 128,
+    "layer_types": (["sliding_attention"] * 6 + ["full_attention"]) * 2, "hidden_activation": "gelu_pytorch_tanh",
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+MANY_HEADS: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096,
+    "num_hidden_layers": 20, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64, "vocab_size": 49152,
+    "max_position_embeddings": 8448, "rms_norm_eps": 1e-5, "rope_theta": 1e5, "tie_word_embeddings": False,
+    "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 SHARDS = 3
 
 
 def write_mistral7b(place: Path, layers: int = 32) -> None:
-    """A checkpoint of Mistral 7B's shape in `place`, once: three shards of Gaussian bfloat16, 14.5 GB, no better than noise.
-    Of fewer layers, what is left.
+    """A checkpoint of Mistral 7B's shape in `place`, once: 14.5 GB as of `write_random`. Of fewer layers, what is left."""
+    write_random(place, MISTRAL7B | {"num_hidden_layers": layers})
+
+
+def write_random(place: Path, config: Mapping[str, Any]) -> None:
+    """A decoder of this config.json in `place`, once: shards of Gaussian bfloat16, no better than noise.
 
     Written tensor by tensor as the safetensors format has it, in the memory of one. The tokenizer is SmolLM2's, cut to fit.
     """
@@ -106,7 +128,6 @@ def write_mistral7b(place: Path, layers: int = 32) -> None:
     dice = np.random.default_rng(0)
     quantiles = (0.02 * ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))).astype(np.float32)
     bits = codecs()["BF16"].encode(quantiles.reshape(1, -1), None).view(np.uint16)[0]
-    config = MISTRAL7B | {"num_hidden_layers": layers}
     shapes = arch.expected(arch.find(config), config)
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     placed = {name: int((end - 1) * SHARDS // ends[-1]) for name, end in zip(shapes, ends, strict=True)}
@@ -126,9 +147,9 @@ def write_mistral7b(place: Path, layers: int = 32) -> None:
     tokenizer = source.describe(SMOLLM2).tokenizer
     assert tokenizer is not None
     definition = json.loads(json.dumps(tokenizer.definition))
-    vocabulary = {token: number for token, number in definition["model"]["vocab"].items() if number < MISTRAL7B["vocab_size"]}
+    vocabulary = {token: number for token, number in definition["model"]["vocab"].items() if number < config["vocab_size"]}
     merges = [pair for pair in definition["model"]["merges"] if "".join(pair) in vocabulary]
     definition["model"] |= {"vocab": vocabulary, "merges": merges}
     (place / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
     (place / "tokenizer_config.json").write_text(json.dumps(tokenizer.config), encoding="utf-8")
-    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (place / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")

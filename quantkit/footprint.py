@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from quantkit import arch
 from quantkit.errors import UnsupportedError
@@ -21,7 +21,8 @@ MiB = 1 << 20
 GiB = 1 << 30
 
 UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens: its own default
-LLAMA_CPP_PROCESS = 46 * MiB  # Python, NumPy and llama.cpp's libraries; after loading, thread stacks and the graph
+LLAMA_CPP_PROCESS = 42 * MiB  # Python, NumPy and llama.cpp's libraries
+LLAMA_CPP_LIBRARY = 4 * MiB  # thread stacks and the graph, after loading
 TORCH_PROCESS = 380 * MiB  # Python with torch and a transformers model class
 CONVERSION_PROCESS = 255 * MiB  # Python with NumPy, numba's compiler, gguf and tokenizers
 TOKENIZER_BYTES = 347  # per vocabulary entry, its merge included; measured at 49,152 and 128,256 entries
@@ -44,6 +45,11 @@ _REPACKED: Mapping[str, Mapping[str, int]] = {
 _WINDOWED = frozenset({"cohere2", "exaone4", "gemma2", "gemma3", "gemma3_text", "gpt_oss", "olmo3"})
 
 
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+KV_BYTES: Mapping[KvType, float] = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32}
+"""Bytes of a number of the cache: llama.cpp's f16 by default, its blocks of 32 with a scale; f32 of ONNX graphs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dimensions:
     """The numbers of a decoder's config.json that memory depends on."""
@@ -61,17 +67,26 @@ class Dimensions:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Predicted memory of an artefact in its engine at one context length, bytes; a MemoryRecord's fields."""
+    """Predicted memory of an artefact in its engine at one context length, bytes; a MemoryRecord's fields.
+
+    process: before the model is loaded. overhead: what the engine takes besides, second copies of weights among it.
+    """
 
     context: int
     weights: int
     kv_cache: int
     compute: int
     overhead: int
+    process: int
+
+    @property
+    def growth(self) -> int:
+        """What the model adds to the process."""
+        return self.weights + self.kv_cache + self.compute + self.overhead
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.compute + self.overhead
+        return self.growth + self.process
 
 
 def dimensions(config: Mapping[str, Any]) -> Dimensions:
@@ -86,7 +101,7 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
             f"config.json of model type {config.get('model_type')!r} has no whole number under {', '.join(missing)}; "
             "its memory cannot be estimated. Complete config.json, or use an architecture that has them"
         )
-    heads = config["num_attention_heads"]
+    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     kinds = config.get("layer_types") or ()
     windowed = config.get("model_type") in _WINDOWED and config.get("sliding_window")
     return Dimensions(
@@ -95,7 +110,7 @@ def dimensions(config: Mapping[str, Any]) -> Dimensions:
         intermediate=config["intermediate_size"],
         vocabulary=config["vocab_size"],
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        kv_heads=max(kv_heads) if isinstance(kv_heads, Sequence) else kv_heads or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         windowed_layers=sum(kind == "sliding_attention" for kind in kinds) if windowed else 0,
         window=int(config["sliding_window"]) if windowed else 0,
@@ -107,16 +122,34 @@ def padded(tokens: int) -> int:
     return -(-tokens // 256) * 256
 
 
-def kv_cache(config: Mapping[str, Any], context: int) -> int:
-    """Bytes of keys and values in float16 at `context`: full layers hold all, windowed ones the window and a micro-batch."""
-    d = dimensions(config)
+def kv_cache(config: Mapping[str, Any], context: int, kind: KvType = "f16") -> int:
+    """Bytes of llama.cpp's keys and values at `context`: full layers hold all, windowed ones the window and a micro-batch."""
     known = arch.get(config)
     if known is not None and known.kind == "encoder":  # a text passes at once
         return 0
+    d = dimensions(config)
     full = padded(context)
-    short = min(full, padded(d.window + UBATCH))
-    tokens = full * (d.layers - d.windowed_layers) + short * d.windowed_layers
-    return 2 * tokens * d.kv_heads * d.head_dim * 2
+    return cache_bytes(config, full, min(full, padded(d.window + UBATCH)), kind)
+
+
+def cache_bytes(config: Mapping[str, Any], full: int, short: int, kind: KvType) -> int:
+    """Bytes of a cache of `full` tokens in every layer, of `short` ones where the layer's window is honoured.
+
+    Grouped heads, heads by layer (a list under num_key_value_heads, as of llama.cpp's head_count_kv) and DeepSeek's latent:
+    where kv_lora_rank is given, a token is that many numbers and a rotary key, for all heads and for keys and values alike.
+    """
+    config = config.get("text_config") or config
+    d = dimensions(config)
+    heads = config.get("num_key_value_heads")
+    heads = list(heads) if isinstance(heads, Sequence) else [d.kv_heads] * d.layers
+    if "kv_lora_rank" in config:
+        widths = [int(config["kv_lora_rank"]) + int(config["qk_rope_head_dim"])] * d.layers
+    else:
+        widths = [2 * count * d.head_dim for count in heads]
+    kinds = list(config.get("layer_types") or ()) if d.windowed_layers else []
+    windowed = [kind == "sliding_attention" for kind in kinds] or [False] * d.layers
+    numbers = sum(width * (short if narrow else full) for width, narrow in zip(widths, windowed, strict=True))
+    return int(numbers * KV_BYTES[kind])
 
 
 def compute_buffer(config: Mapping[str, Any], context: int, outputs: int = 1) -> int:
@@ -165,9 +198,16 @@ def memory(
 
     `instruction_sets` are named as report/machine.py names them.
     """
-    overhead = LLAMA_CPP_PROCESS + TOKENIZER_BYTES * dimensions(config).vocabulary + repacked(rows, instruction_sets)
+    overhead = LLAMA_CPP_LIBRARY + TOKENIZER_BYTES * dimensions(config).vocabulary + repacked(rows, instruction_sets)
     return [
-        Memory(context, nbytes, kv_cache(config, context), compute_buffer(config, context, outputs=outputs), overhead)
+        Memory(
+            context=context,
+            weights=nbytes,
+            kv_cache=kv_cache(config, context),
+            compute=compute_buffer(config, context, outputs=outputs),
+            overhead=overhead,
+            process=LLAMA_CPP_PROCESS,
+        )
         for context in contexts
     ]
 

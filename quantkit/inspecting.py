@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from quantkit import footprint, source
+from quantkit import footprint, requirements, source
 from quantkit.codecs import gguf_config
 from quantkit.errors import InputError, QuantkitError
 from quantkit.formats.gguf import layout, naming
@@ -169,11 +169,8 @@ def _form(snapshot: Snapshot, format: str, type: str, nbytes: int, exact: bool, 
 
 
 def _memory(snapshot: Snapshot, format: str, nbytes: int, rows: tuple[Row, ...]) -> dict[int, int]:
-    """Context -> bytes. Of formats without a model of their own: weights, cache and the process, which is the least."""
-    config, contexts = snapshot.config, footprint.standard_contexts(gguf_config.context_length(snapshot.config))
-    if format == "gguf":
-        isa = machine.instruction_sets()
-        found = footprint.memory(nbytes, rows, config, contexts, instruction_sets=isa)
-        return {each.context: each.total for each in found}
-    process = footprint.TORCH_PROCESS
-    return {context: process + nbytes + 2 * footprint.kv_cache(config, context) for context in contexts}
+    """Context -> bytes, as `requirements` predicts them; of what it predicts nothing, its weights and the process."""
+    contexts = footprint.standard_contexts(gguf_config.context_length(snapshot.config))
+    found = requirements.predict(format, nbytes, rows, snapshot, contexts)
+    known = {each.context: each.total for each in found}
+    return known or dict.fromkeys(contexts, footprint.TORCH_PROCESS + nbytes)

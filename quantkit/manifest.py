@@ -106,13 +106,14 @@ class SpeedRecord(_Frozen):
 
 
 class MemoryRecord(_Frozen):
-    """Predicted memory of the artefact in its engine at one context length, bytes."""
+    """Predicted memory of the artefact in its engine at one context length, bytes; process: before it is loaded."""
 
     context: int
     weights: int
     kv_cache: int
     compute: int
     overhead: int
+    process: int = 0
     total: int
     measured: int | None  # peak RSS of a child process at this context, where it was measured
 

@@ -16,12 +16,12 @@ def reset_peak() -> None:
         return
 
 
-def return_large_blocks() -> None:
-    """Have blocks of 4 MiB and more go back to the system when they are freed, where the C library offers it (glibc): it would
-    keep them, up to 32 MiB each, for every one of its pools of threads."""
+def return_large_blocks(size: int = 4 << 20) -> None:
+    """Have blocks of `size` bytes and more go back to the system when they are freed, where the C library offers it (glibc):
+    it would keep them, up to 32 MiB each, for every one of its pools of threads."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        set_option(_MMAP_THRESHOLD, 4 << 20)
+        set_option(_MMAP_THRESHOLD, size)
 
 
 def release() -> None:
@@ -43,5 +43,16 @@ def peak() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    return _kilobytes(status, "VmHWM")
+
+
+def resident() -> int:
+    """Resident memory now; where the system does not say, the peak so far."""
+    try:
+        return _kilobytes(Path("/proc/self/status").read_text(), "VmRSS")
+    except OSError:
+        return peak()
+
+
+def _kilobytes(status: str, name: str) -> int:
+    return int(next(line for line in status.splitlines() if line.startswith(f"{name}:")).split()[1]) * 1024

@@ -73,6 +73,14 @@ class Latency(_Strict):
     decode: int = Field(48, ge=8, description="tokens of the decode measurement")
 
 
+class Memory(_Strict):
+    """Resident memory of the artefact in its engine, measured in child processes beside what is predicted."""
+
+    contexts: tuple[int, ...] = Field(
+        (512, 2048, 8192), description="tokens to fill; as far as the model goes and a minute each suffices; [] measures none"
+    )
+
+
 def _or(word: str | bool) -> Callable[[dict[str, Any]], None]:
     """For the JSON Schema: what a validator accepts in place of a mapping."""
 
@@ -91,6 +99,7 @@ class Checks(_Strict):
     cloze: Cloze = Field(Cloze(), json_schema_extra=_or("report"))
     embedding: Embedding = Field(Embedding(), json_schema_extra=_or("report"))
     latency: Latency = Field(Latency(), json_schema_extra=_or("report"))
+    memory: Memory = Field(Memory(), json_schema_extra=_or("report"))
 
     @model_validator(mode="before")
     @classmethod

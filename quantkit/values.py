@@ -274,6 +274,18 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class Resident:
+    """Resident bytes of a process that ran a model with `context` tokens: before it was loaded, and at the peak. seconds: from
+    the first on, start-up not counted."""
+
+    engine: str
+    context: int
+    before: int
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """One check of one artefact. `report` measured without a gate; `unresolved` could not decide (exit code 4)."""
 

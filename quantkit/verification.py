@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import arch, baseline, footprint, quality, reopening, sensitivity, serving, solved
+from quantkit import arch, baseline, footprint, quality, reopening, requirements, sensitivity, serving, solved
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -28,7 +28,6 @@ from quantkit.manifest import (
 from quantkit.planning import TargetPlan
 from quantkit.quality import Evaluation, Found, Reference
 from quantkit.recipe import Latency
-from quantkit.report import machine
 from quantkit.spill import Codes
 from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapshot, Speed
 
@@ -82,6 +81,8 @@ def verify_all(
             speeds = [SpeedRecord.model_validate(asdict(speed)) for speed in (found.speed, found.original)]
             said = {"speed": speeds[0], "baseline": speeds[1], "baseline_label": found.label}
             record = record.model_copy(update=said)
+        if all(result.verdict != "fail" or result.check != "integrity" for result in found.results):
+            record = record.model_copy(update={"memory": requirements.records(here, plan, artefact, run=True, known={})})
         records[plan.name] = record
     left = [(plan, artefact) for plan, artefact in pairs if plan.name not in records]
     if left:
@@ -133,7 +134,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
             "speed": SpeedRecord.model_validate(asdict(timed)),
             "baseline": SpeedRecord.model_validate(asdict(unquantised)) if unquantised else None,
             "baseline_label": original.label,
-            "memory": _memory(artefact, job.snapshot, {_context(gates.latency): timed.peak_rss_bytes}),
+            "memory": _memory(job, plan, artefact, gates.latency, timed),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
@@ -201,7 +202,7 @@ def _recorded(
         speed=None,
         baseline=None,
         baseline_label=None,
-        memory=_memory(artefact, job.snapshot, {}) if plan.target.format == "gguf" else [],
+        memory=requirements.records(job, plan, artefact, run=False, known={}),
         samples=[],
     )
 
@@ -234,9 +235,8 @@ def _context(pace: Latency) -> int:
     return footprint.padded(pace.prompt + pace.decode)
 
 
-def _memory(artefact: Artefact, snapshot: Snapshot, measured: Mapping[int, int]) -> list[MemoryRecord]:
-    """Predicted memory at the contexts that a reader asks about and at the measured ones (context -> peak RSS)."""
-    contexts = {*footprint.standard_contexts(gguf_config.context_length(snapshot.config)), *measured}
-    isa = machine.instruction_sets()
-    predicted = footprint.memory(artefact.nbytes, artefact.rows, snapshot.config, sorted(contexts), instruction_sets=isa)
-    return [MemoryRecord(**asdict(item), total=item.total, measured=measured.get(item.context)) for item in predicted]
+def _memory(job: Job, plan: TargetPlan, artefact: Artefact, pace: Latency, timed: Speed) -> list[MemoryRecord]:
+    """Of a checked GGUF file; of what is no decoder, measured where its speed was."""
+    decoder = quality.kind(job.snapshot) == "decoder"
+    known = {} if decoder else {_context(pace): timed.peak_rss_bytes}
+    return requirements.records(job, plan, artefact, run=decoder, known=known)

@@ -77,7 +77,8 @@ def test_a_failed_check_prints_one_manifest_and_ends_in_3(pico, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
         f"source: {pico('llama')}\ntargets: [{{format: gguf, type: Q4_0}}]\nprompts: []\n"
-        "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: {rounds: 1, prompt: 16, decode: 8}}\n"
+        "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: {rounds: 1, prompt: 16, decode: 8}, "
+        "memory: {contexts: []}}\n"
     )
     page = tmp_path / "summary.md"
     done = quantkit(

@@ -41,6 +41,7 @@ checks:
   perplexity: {{chunks: 2, max_ratio: 1.2}}
   divergence: {{max_mean: 0.05}}
   latency: {{rounds: 1, prompt: 32, decode: 8}}
+  memory: {{contexts: []}}
 publish: [{{folder: published}}]
 """
 TARGETS = {"gguf": "format: gguf, type: Q8_0", "gptq": "format: gptq, bits: 4, group: 64", "onnx": "format: onnx, bits: 8"}

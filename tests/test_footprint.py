@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import footprint
+import quantkit
+from quantkit import footprint, footprint_onnx, footprint_torch, memory, requirements, resident, source
 from quantkit.errors import UnsupportedError
 from quantkit.report import machine
 from quantkit.values import Row
@@ -75,9 +76,46 @@ def test_repacked_copy() -> None:
 
 def test_memory_is_the_sum_of_its_terms() -> None:
     [small, large] = footprint.memory(10**9, [], MISTRAL, [512, 32768])
-    assert large.total == large.weights + large.kv_cache + large.compute + large.overhead
+    assert large.growth == large.weights + large.kv_cache + large.compute + large.overhead
+    assert large.total == large.growth + large.process
     assert (small.context, small.weights) == (512, 10**9)
     assert large.total - small.total > footprint.kv_cache(MISTRAL, 32768) - footprint.kv_cache(MISTRAL, 512)
+
+
+def test_kv_cache_by_type_by_layer_and_of_a_latent() -> None:
+    f16 = footprint.kv_cache(MISTRAL, 4096)
+    assert footprint.kv_cache(MISTRAL, 4096, "q8_0") == f16 * 17 // 32
+    assert footprint.kv_cache(MISTRAL, 4096, "f32") == 2 * f16
+    layered = MISTRAL | {"model_type": "layered", "num_key_value_heads": [8] * 16 + [4] * 16}
+    assert footprint.kv_cache(layered, 4096) == f16 * 3 // 4
+    latent = MISTRAL | {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    assert footprint.kv_cache(latent, 4096) == 2 * 32 * 4096 * 576
+
+
+def test_onnx_holds_packed_copies_one_cache_and_the_logits_of_a_chunk() -> None:
+    head = row("lm_head.MatMul.weight", (49152, 576), "INT8B32", 0)
+    table = row("model.embed_tokens.weight", (49152, 576), "INT8B32", 0)
+    blocks = 49152 * 576 // 32
+    assert footprint_onnx.packed([head, table]) == 8 * blocks
+    assert footprint_onnx.packed([head]) == 8 * blocks + 49152 * 576  # tied: its codes stay for looking up
+    assert footprint_onnx.packed([row("norm", (576,), "F32", 2304)]) == 0
+    short, long = footprint_onnx.memory(10**8, [head], SMOLLM2, [512, 8192])
+    assert long.kv_cache == 16 * short.kv_cache == 360 * footprint.MiB
+    assert short.compute == long.compute > 4 * 512 * 49152
+    assert long.total - long.growth == footprint_onnx.PROCESS
+
+
+def test_gptq_is_dequantised_and_its_windows_write_scores_down() -> None:
+    rows = [row("model.embed_tokens.weight", (49152, 576), "F16", 0), row("layer.weight", (576, 576), "W4G64", 0)]
+    assert footprint_torch.dequantised(rows) == 2 * (49152 * 576 + 576 * 576)
+    (found,) = footprint_torch.memory(1, rows, SMOLLM2, [2048])
+    assert found.kv_cache == 45 * footprint.MiB
+    gemma = MISTRAL | {"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 32}
+    assert footprint_torch.compute_buffer(gemma, 4096) > 10 * 32 * 4096**2 > footprint_torch.compute_buffer(MISTRAL, 4096)
+
+
+def test_resident_memory_is_no_more_than_its_peak() -> None:
+    assert 0 < memory.resident() <= memory.peak()
 
 
 def test_machine_classes() -> None:
@@ -185,3 +223,21 @@ def test_predicted_memory_is_what_a_child_process_takes(smol: Path, tmp_path: Pa
         error = prediction.total / measured - 1
         print(f"{ftype} {prediction.context}: {prediction.total >> 20} MiB of {measured >> 20}, {error:+.1%}")
         assert abs(error) < 0.03, (ftype, prediction, measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "type", "engine"), [("onnx", "INT8", "onnxruntime_genai"), ("gptq", "W4G64", "transformers")]
+)
+def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: str, type: str, engine: str) -> None:
+    pytest.importorskip(engine)
+    target = quantkit.convert(smollm2, format=format, type=type, checks=False, work_dir=tmp_path, threads=2).targets[0]
+    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in target.tensors]
+    nbytes = sum(file.nbytes for file in target.files if not file.name.endswith(".json"))
+    (prediction,) = requirements.predict(format, nbytes, rows, source.describe(smollm2), [512])
+    path = next(tmp_path.glob(f"*/{target.file}"))
+    if not resident.available(format, path):
+        pytest.skip("its engine is not installed")
+    found = resident.measure(path, format=format, threads=2, context=512)
+    growth = found.peak - found.before
+    assert prediction.growth == pytest.approx(growth, rel=0.15), (prediction, found)

@@ -9,7 +9,7 @@ LAYERS = [
     {"values", "errors", "places", "plugins", "version", "memory", "progress", "chat_template"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
-    {"walk", "skeleton", "heads", "staging", "matrices", "footprint"},
+    {"walk", "skeleton", "heads", "staging", "matrices", "footprint", "footprint_onnx", "footprint_torch"},
     {"targets", "destinations", "recipe", "recipe_file", "recipe_lock", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
     {
@@ -42,6 +42,8 @@ LAYERS = [
         "ci",
         "comparing",
         "licensing",
+        "requirements",
+        "resident",
     },
     {"__init__"},
     {"cli"},

@@ -29,6 +29,7 @@ checks:
   perplexity: {{chunks: 2, max_ratio: {ratio}}}
   divergence: {{max_mean: 1.0}}
   latency: {{rounds: 1, prompt: 32, decode: 8}}
+  memory: {{contexts: [512]}}
 publish:
   - folder: {out}
 prompts: ["Hello"]

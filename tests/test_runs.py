@@ -16,6 +16,7 @@ targets: [{{format: gguf, type: Q8_0}}]
 checks:
   perplexity: {{chunks: 2, max_ratio: 2.0, text: {text}}}
   latency: {{rounds: 1, prompt: 32, decode: 8}}
+  memory: {{contexts: []}}
 publish: [{{folder: {out}}}]
 prompts: ["Hello"]
 """

@@ -19,6 +19,7 @@ CHECKS = {
     "perplexity": {"chunks": 2, "max_ratio": 2.0},
     "divergence": {"max_mean": 1.0},
     "latency": {"rounds": 1, "prompt": 32, "decode": 8},
+    "memory": {"contexts": []},
 }
 CALIBRATION = {"text": "builtin:python-docs", "tokens": 2048}
 

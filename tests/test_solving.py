@@ -15,7 +15,12 @@ from quantkit.errors import RecipeError
 from quantkit.manifest import Manifest
 from quantkit.spill import Codes
 
-CHECKS = {"perplexity": {"chunks": 2}, "divergence": {}, "latency": {"rounds": 1, "prompt": 32, "decode": 8}}
+CHECKS = {
+    "perplexity": {"chunks": 2},
+    "divergence": {},
+    "latency": {"rounds": 1, "prompt": 32, "decode": 8},
+    "memory": {"contexts": []},
+}
 
 
 def run(source: Path, place: Path, *targets: dict[str, Any], threads: int = 1, **changes: Any) -> Manifest:

@@ -1,4 +1,4 @@
-"""Measurements in a process of its own: a module of engines/ that prints a Speed as its last line of JSON."""
+"""Measurements in a process of its own: a module that prints a Speed or a Resident as its last line of JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from quantkit.errors import UnresolvedError
 from quantkit.values import Speed
 
 
 def measure(module: str, path: Path, options: Mapping[str, str | int], environment: Mapping[str, str] | None = None) -> Speed:
+    """What a module that prints a Speed says of `path`; see `run`."""
+    return Speed(**run(module, path, options, environment))
+
+
+def run(
+    module: str, path: Path, options: Mapping[str, str | int], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """What `python -m <module>` with options "--key value" says of `path`. environment: set besides this process's own.
 
     Raises UnresolvedError where the child fails, with what it said.
@@ -24,4 +32,5 @@ def measure(module: str, path: Path, options: Mapping[str, str | int], environme
     if child.returncode != 0:
         said = child.stderr.strip().splitlines()
         raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
-    return Speed(**json.loads(child.stdout.splitlines()[-1]))
+    found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return found

@@ -196,6 +196,7 @@ def target(type: str, nbytes: int, ratio: float, kld: float, top: float, factor:
                 kv_cache=m.kv_cache,
                 compute=m.compute,
                 overhead=m.overhead,
+                process=m.process,
                 total=m.total,
                 measured=int(m.total * 1.013) if m.context in (512, 2048) else None,
             )

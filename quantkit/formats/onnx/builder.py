@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SETTINGS = "genai_config.json"
 WRONG = ("OlmoForCausalLM", "PhiForCausalLM")
 """Whose graphs of onnxruntime-genai 0.18 part from transformers 5's models, by 0.9 and 0.003 of the logits' spread."""
+CHUNK = 512  # tokens of a prompt that onnxruntime-genai runs at once
 _OPTIONS = ["windowed_kv_cache=false"]  # whose cache only onnxruntime-genai can begin
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
@@ -82,8 +83,15 @@ def _build(snapshot: Snapshot, place: Path) -> Graph:
     initializers = graph.graph.initializers.items()
     deferred = {name: recorded.of(value.const_value) or _held(value.const_value) for name, value in initializers}
     deferred |= _local_rotary(deferred, snapshot.config)
-    settings = (place / "out" / SETTINGS).read_text(encoding="utf-8")
+    settings = _chunked((place / "out" / SETTINGS).read_text(encoding="utf-8"))
     return Graph("model", "decoder", graph, deferred, {SETTINGS: settings})
+
+
+def _chunked(settings: str) -> str:
+    """A prompt goes in chunks: the graph gives logits after every token, which of 8,192 tokens are gigabytes."""
+    found = json.loads(settings)
+    found["search"]["chunk_size"] = CHUNK
+    return json.dumps(found, indent=4)
 
 
 def _without_tokenizer(snapshot: Snapshot) -> dict[str, str]:

@@ -85,6 +85,7 @@ def test_a_checkpoint_is_timed_in_transformers(
         f"source: {pico('llama')}\ntargets:\n  - {{format: gptq, bits: 4, group: 64}}\n"
         "calibration: {text: 'builtin:python-docs', tokens: 1024}\n"
         "checks:\n  perplexity: {chunks: 2}\n  latency: {rounds: 1, prompt: 32, decode: 8, min_decode_ratio: 0.0001}\n"
+        "  memory: {contexts: [512]}\n"
     )
     target = quantkit.convert(path, work_dir=tmp_path, threads=2).targets[0]
     timed = next(check for check in target.checks if check.check == "latency")
