@@ -3,7 +3,7 @@
 GGUF runs in llama.cpp, a prompt in micro-batches. ONNX decoders run in onnxruntime-genai, which keeps one cache for the
 whole context and takes a prompt as genai_config.json says. GPTQ runs in transformers, its matrices dequantised to bfloat16 when
 it is loaded, a few rows at a time: that needs no further package and is what a CPU without a kernel for packed codes is left
-with. (gptqmodel 7.5.0 keeps them packed until its first forward, and took 0.7 to 1.9 GB where this takes 0.4 to 1.3.)
+with. (gptqmodel 7.5.0 keeps them packed until its first forward, and took 0.8 to 2.0 GB where this takes 0.4 to 1.3.)
 
 `python -m quantkit.resident --format F --file F --context N` measures one artefact: one JSON line.
 """
