@@ -24,6 +24,7 @@ calibration: {{tokens: 640, length: 64, text: {text}}}
 checks:
   perplexity: {{chunks: 2, text: {evaluation}}}
   divergence: {{second: "builtin:python-docs"}}
+  memory: {{contexts: []}}
 """
 
 

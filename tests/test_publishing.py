@@ -116,7 +116,7 @@ def test_a_run_that_got_half_way_is_finished(
 def test_a_failed_gate_makes_no_request(
     server: WritableHub, command: Callable[..., subprocess.CompletedProcess[str]], recipe: Path, tmp_path: Path
 ) -> None:
-    strict = "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: report}"
+    strict = "checks: {perplexity: {chunks: 2, max_ratio: 0.5}, latency: report, memory: {contexts: []}}"
     recipe.write_text(recipe.read_text().replace("checks: false", strict))
     done = command("run", recipe, "--work-dir", tmp_path / "build", "--threads", 1)
     assert done.returncode == 3, done.stderr

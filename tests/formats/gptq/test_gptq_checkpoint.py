@@ -28,7 +28,9 @@ def recipe(
 ) -> Path:
     lines = "".join(f"  - {{format: gptq, {target}}}\n" for target in targets)
     path = place / "pico.yaml"
-    path.write_text(f"source: {model}\ntargets:\n{lines}calibration: {{tokens: 1024}}\nchecks:\n{checks}\n")
+    path.write_text(
+        f"source: {model}\ntargets:\n{lines}calibration: {{tokens: 1024}}\nchecks:\n{checks}\n  memory: {{contexts: []}}\n"
+    )
     return path
 
 
