@@ -71,6 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_that_got_half_way_is_finished(
     server: WritableHub, command: Callable[..., subprocess.CompletedProcess[str]], recipe: Path, tmp_path: Path
 ) -> None:

@@ -85,7 +85,9 @@ def test_bytes_do_not_depend_on_threads_or_run(target: dict[str, Any], pico: Cal
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("layout", ["plain", "sentence-transformers", "transformers.js"])
+@pytest.mark.parametrize(
+    "layout", ["plain", *(pytest.param(each, marks=pytest.mark.slow) for each in ("sentence-transformers", "transformers.js"))]
+)
 def test_an_encoder_in_every_layout(layout: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
     checks = {**CHECKS, "embedding": {"min_cosine": 0.9}}
     del checks["divergence"]
@@ -171,6 +173,7 @@ def test_a_failed_gate_publishes_nothing(pico: Callable[[str], Path], tmp_path: 
     assert not list((tmp_path / "build" / "pico").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_what_costs_most_stays_in_float_where_a_gate_failed(pico: Callable[[str], Path], tmp_path: Path) -> None:
     checks = {**CHECKS, "divergence": {"max_mean": 1e-9}}
     means = []

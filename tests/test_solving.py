@@ -37,7 +37,7 @@ def run(source: Path, place: Path, *targets: dict[str, Any], threads: int = 1, *
     return quantkit.convert(path, work_dir=place / "build", threads=threads)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q2_K"])
+@pytest.mark.parametrize("kind", ["Q4_0", pytest.param("Q2_K", marks=pytest.mark.slow)])
 def test_the_same_types_and_size_are_nearer(kind: str, pico: Callable[[str], Path], tmp_path: Path) -> None:
     found = []
     for name, target in (
@@ -65,6 +65,7 @@ def test_permuted_rows_and_bytes_on_one_and_two_threads(pico: Callable[[str], Pa
     assert {tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith("attn_q.weight")} == {"Q4_0"}
 
 
+@pytest.mark.slow
 def test_experts_fused_tensors_and_conv1d(pico: Callable[[str], Path], tmp_path: Path) -> None:
     for name in ("gpt2", "phi3", "mixtral"):
         manifest = run(pico(name), tmp_path / name, {"type": "Q4_0", "codes": "gptq"})

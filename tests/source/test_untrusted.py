@@ -133,6 +133,7 @@ def test_nesting_is_bounded(copy: Path, file: str, form: str) -> None:
         source.describe(str(copy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "README.md", "LICENSE", "chat_template.jinja"])
 def test_a_sparse_file_of_2_gb_is_not_read(tmp_path: Path, file: str) -> None:
     said = in_a_small_child(
