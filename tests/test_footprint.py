@@ -226,9 +226,7 @@ def test_predicted_memory_is_what_a_child_process_takes(smol: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("format", "type", "engine"), [("onnx", "INT8", "onnxruntime_genai"), ("gptq", "W4G64", "transformers")]
-)
+@pytest.mark.parametrize(("format", "type", "engine"), [("onnx", "INT8", "onnxruntime_genai")])
 def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: str, type: str, engine: str) -> None:
     pytest.importorskip(engine)
     target = quantkit.convert(smollm2, format=format, type=type, checks=False, work_dir=tmp_path, threads=2).targets[0]
