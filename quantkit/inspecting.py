@@ -17,6 +17,7 @@ from quantkit.formats.gptq import layout as gptq_layout
 from quantkit.formats.onnx import blocks, schemes
 from quantkit.formats.onnx.blocks import Blocks
 from quantkit.formats.onnx.dynamic import Dynamic
+from quantkit.planning import TargetPlan
 from quantkit.quality import kind
 from quantkit.report import machine
 from quantkit.source import licences
@@ -136,12 +137,15 @@ def _makers(snapshot: Snapshot) -> Iterator[tuple[str, str, Callable[[], Made]]]
 
 
 def _gguf(snapshot: Snapshot, type: str) -> Made:
-    found = layout.plan(GgufTarget(format="gguf", type=type), _DIGEST, snapshot, naming.model_name(snapshot))
-    return found.nbytes or sum(row.nbytes for row in found.rows), found.nbytes is not None, found.rows
+    return _planned(layout.plan(GgufTarget(format="gguf", type=type), _DIGEST, snapshot, naming.model_name(snapshot)))
 
 
 def _gptq(snapshot: Snapshot, bits: int, group: int) -> Made:
-    found = gptq_layout.plan(GptqTarget(format="gptq", bits=bits, group=group), _DIGEST, snapshot, naming.model_name(snapshot))
+    target = GptqTarget(format="gptq", bits=bits, group=group)
+    return _planned(gptq_layout.plan(target, _DIGEST, snapshot, naming.model_name(snapshot)))
+
+
+def _planned(found: TargetPlan) -> Made:
     return found.nbytes or sum(row.nbytes for row in found.rows), found.nbytes is not None, found.rows
 
 

@@ -19,11 +19,11 @@ from quantkit.errors import CheckFailed, InputError
 from quantkit.formats.gguf import layout, writer
 from quantkit.manifest import Manifest, TargetRecord, TensorRecord
 from quantkit.publish import signature
+from quantkit.publish.folder import SUMS
 from quantkit.report import machine
 from quantkit.targets import GgufTarget
 from quantkit.values import U8, CheckResult, Importance, Progress, Row, Snapshot
 
-SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 

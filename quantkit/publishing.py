@@ -84,9 +84,7 @@ def outline(work: Path) -> Outline:
         documents = sealing.write(Path(place), _said(build), build.texts)
         files = {file.name: work / file.name for file in build.manifest.files} | {name: Path(place, name) for name in documents}
         pieces = [piece for each in _ordered(build.destinations) for piece in _pieces(files, each)]
-    return Outline(
-        tuple(pieces), tuple(found for each in build.destinations if (found := obstacle(each, build.targets)) is not None)
-    )
+    return Outline(tuple(pieces), tuple(_obstacles(build)))
 
 
 def reopen(work: Path) -> Build:

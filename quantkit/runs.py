@@ -16,6 +16,7 @@ from quantkit.errors import CheckFailed, SourceError, UnresolvedError
 from quantkit.job import Options
 from quantkit.manifest import Manifest
 from quantkit.progress import silent
+from quantkit.publish.folder import SUMS, listed
 from quantkit.recipe import DEFAULT_TEXT
 from quantkit.recipe_file import Document
 from quantkit.report import machine
@@ -30,12 +31,14 @@ _PINNED = re.compile(r"[^@]+@[0-9a-f]{40}(/.*)?")
 def convert(document: Document, options: Options, progress: Progress = silent) -> Manifest:
     """Run a recipe to its end and return the manifest, as pipeline.convert does; at once, where the last run passed and
     nothing has changed since."""
-    if not options.force and (manifest := recall(document, options)) is not None:
+    key = _key(document, options)  # of what the run begins with, whatever changes while it goes on
+    if not options.force and key is not None and (manifest := recall(document, options, key)) is not None:
         return manifest
     from quantkit import pipeline
 
     manifest = pipeline.convert(document, options, progress)
-    remember(document, options, manifest)
+    if key is not None and manifest.verdict not in ("fail", "unresolved"):
+        remember(options.folder(document.name), key)
     return manifest
 
 
@@ -53,26 +56,22 @@ def judge(manifest: Manifest, work: Path) -> None:
         raise UnresolvedError("\n  ".join([f"a gate cannot be decided; nothing was published, {work} has the report", *lines]))
 
 
-def recall(document: Document, options: Options) -> Manifest | None:
+def recall(document: Document, options: Options, key: str) -> Manifest | None:
     """The manifest of a run that passed, when recipe, source, texts, tools and everything that it made are still the same."""
     work = options.folder(document.name)
     try:
         held = json.loads((work / FINISHED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if held.get("key") != _key(document, options) or held["made"] != _stamps(work / name for name in held["names"]):
+    if held.get("key") != key or held["made"] != _stamps(work / name for name in held["names"]):
         return None
     manifest = Manifest.read(work / "manifest.json")
     return manifest if all(_in_force(each.folder, work) for each in _folders(document)) else None
 
 
-def remember(document: Document, options: Options, manifest: Manifest) -> None:
+def remember(work: Path, key: str) -> None:
     """Write down that a run has passed, what it was made of, and what it made."""
-    work = options.folder(document.name)
-    if manifest.verdict in ("fail", "unresolved") or (key := _key(document, options)) is None:
-        return
-    names = sorted(line.partition("  ")[2] for line in (work / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
-    names.append("SHA256SUMS")
+    names = [*_listed(work), SUMS]
     made = _stamps(work / name for name in names)
     with workspace.replacing(work / FINISHED) as temporary:
         temporary.write_text(json.dumps({"key": key, "names": names, "made": made}), encoding="utf-8")
@@ -133,11 +132,15 @@ def _folders(document: Document) -> list[FolderPublish]:
 
 def _in_force(folder: str, work: Path) -> bool:
     """Whether the published folder holds what the build does."""
-    sums = Path(folder) / "SHA256SUMS"
-    if not sums.is_file() or sums.read_bytes() != (work / "SHA256SUMS").read_bytes():
+    sums = Path(folder) / SUMS
+    if not sums.is_file() or sums.read_bytes() != (work / SUMS).read_bytes():
         return False
-    names = [line.partition("  ")[2] for line in sums.read_text(encoding="utf-8").splitlines()]
     return all(
         (Path(folder) / name).is_file() and (Path(folder) / name).stat().st_size == (work / name).stat().st_size
-        for name in names
+        for name in _listed(work)
     )
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder's SHA256SUMS."""
+    return sorted(listed((folder / SUMS).read_text(encoding="utf-8")))
