@@ -14,6 +14,8 @@ import psutil
 
 from quantkit.manifest import MachineRecord
 
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
 # As /proc/cpuinfo spells them -> as people write them. Only what the engines choose kernels by.
 _FLAGS = {
     "sse4_2": "SSE4.2",
@@ -87,17 +89,15 @@ def cpu_class(flags: frozenset[str], machine: str) -> str:
 def cores() -> int:
     """Cores that this process may use: its affinity, cut by the cgroup's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
-    return allowed
+    quotas = [quota.split() for quota in _controls("cpu", "cpu.max")]
+    shares = [int(quota) // int(period) for quota, period in quotas if quota != "max"]
+    return max(1, min([allowed, *shares]))
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or the cgroup's limit where that is smaller."""
-    total = int(psutil.virtual_memory().total)
-    limit = _cgroup("memory.max")
-    return min(total, int(limit)) if limit.isdecimal() else total
+    """Memory of this machine, or the least limit of its cgroups, version 1 or 2, where that is smaller."""
+    limits = [*_controls("memory", "memory.max"), *_controls("memory", "memory.limit_in_bytes")]
+    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def versions() -> dict[str, str]:
@@ -158,7 +158,28 @@ def _flags(facts: dict[str, str]) -> frozenset[str]:
     return frozenset((facts.get("flags") or facts.get("features") or "").split())
 
 
-def _cgroup(name: str) -> str:
-    """A cgroup v2 control of this process, or "" where there is none."""
-    path = Path("/sys/fs/cgroup") / name
-    return path.read_text(encoding="ascii").strip() if path.is_file() else ""
+def _controls(controller: str, name: str) -> list[str]:
+    """What a control says in this process's cgroup and in those above it, where the system has cgroups.
+
+    Version 2 has one tree; version 1 one for each controller, in a folder of its name. In a container the own cgroup is the
+    root of what is mounted, whatever path the kernel tells.
+    """
+    found = []
+    for line in _lines(_MEMBERSHIP):
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = _CGROUPS / controller if controllers else _CGROUPS
+        places = [root, *(root / part for part in _above(path))]
+        found += [place.joinpath(name).read_text(encoding="ascii").strip() for place in places if (place / name).is_file()]
+    return found
+
+
+def _above(path: str) -> list[str]:
+    """"/a/b" -> ["a", "a/b"]."""
+    parts = [part for part in path.split("/") if part]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").splitlines() if path.is_file() else []

@@ -50,14 +50,35 @@ def test_describe() -> None:
     assert {"numpy", "pydantic"} & set(record.versions) == {"numpy"}
 
 
-def test_a_cgroups_limits_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"memory.max": "1073741824", "cpu.max": "100000 100000"}
-    monkeypatch.setattr(machine, "_cgroup", limits.__getitem__)
-    assert machine.memory_bytes() == 1 << 30
-    assert machine.cores() == 1
-    unlimited = {"memory.max": "max", "cpu.max": "max 100000"}
-    monkeypatch.setattr(machine, "_cgroup", unlimited.__getitem__)
-    assert machine.memory_bytes() == psutil.virtual_memory().total
+@pytest.mark.parametrize(
+    ("membership", "controls", "cores", "memory"),
+    [
+        ("0::/", {"memory.max": "1073741824", "cpu.max": "100000 100000"}, 1, 1 << 30),
+        ("0::/", {"memory.max": "max", "cpu.max": "max 100000"}, None, None),
+        ("0::/a/b", {"a/memory.max": "1073741824", "a/b/memory.max": "max"}, None, 1 << 30),
+        ("4:memory:/job\n3:cpu,cpuacct:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None, None),
+        ("4:memory:/job", {"memory/job/memory.limit_in_bytes": "1073741824"}, None, 1 << 30),
+        ("4:memory:/not/mounted/here", {"memory/memory.limit_in_bytes": "1073741824"}, None, 1 << 30),
+        ("", {"memory.max": "1073741824"}, None, None),
+    ],
+)
+def test_cgroups_limits_are_honoured(
+    membership: str,
+    controls: dict[str, str],
+    cores: int | None,
+    memory: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of both versions, the own group's and those above it."""
+    (tmp_path / "membership").write_text(membership)
+    for name, value in controls.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(value)
+    monkeypatch.setattr(machine, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "tree")
+    assert machine.cores() == (cores or len(os.sched_getaffinity(0)))
+    assert machine.memory_bytes() == (memory or psutil.virtual_memory().total)
 
 
 def test_bandwidth_is_that_of_memory() -> None:
