@@ -66,6 +66,12 @@ def fits(whole: TargetPlan, snapshot: Snapshot, folder: Path) -> bool:
     return need < 0.9 * machine.memory_bytes() and nbytes < 0.9 * planning.free_disk(folder)
 
 
+def float_graph_fits(snapshot: Snapshot, folder: Path) -> bool:
+    """Whether `folder` can hold the float32 graph that ONNX artefacts are compared with, and this machine run it."""
+    whole = 4 * snapshot.parameters()
+    return 3 * whole < machine.memory_bytes() and whole < 0.9 * planning.free_disk(folder)
+
+
 def first_layers(snapshot: Snapshot) -> Snapshot:
     """The same checkpoint with its first CUT_LAYERS layers alone."""
     architecture = arch.find(snapshot.config)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import arch, footprint, planning, publishing, quality
+from quantkit import arch, baseline, footprint, footprint_onnx, planning, publishing, quality
 from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
@@ -26,16 +26,16 @@ GPTQ_OVER_A_FORWARD = 2.0
 
 
 def estimate(
-    recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan | None, threads: int
+    recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], original: TargetPlan | None, threads: int, folder: Path
 ) -> Needs:
-    """Download, disk, peak memory and time of a run. The download is exact, the rest estimated. baseline: the GGUF file that
-    GGUF artefacts are compared with."""
+    """Download, disk, peak memory and time of a run in `folder`. The download is exact, the rest estimated. original: the GGUF
+    file that GGUF artefacts are compared with."""
     files = [_file_bytes(target) for target in targets]
     ggufs = [target for target in targets if target.target.format == "gguf"]
     solved = [target for target in targets if target.solved]
     steps = [
         sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
-        for target in (*ggufs, *([baseline] if baseline else []))
+        for target in (*ggufs, *([original] if original else []))
     ]
     steps += [footprint.onnx_conversion_memory(target.rows) for target in targets if target.target.format == "onnx"]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
@@ -56,10 +56,11 @@ def estimate(
             disk += sum(sum(row.nbytes for row in target.rows) for target in solved)  # the codes as they come
             seconds += GPTQ_OVER_A_FORWARD * forward * len(solved)
     if recipe.checks is not None:
-        steps += _check_memory(recipe.checks, snapshot, targets, baseline, threads)
-        disk += _file_bytes(baseline) if baseline else 0
+        steps += _check_memory(recipe.checks, snapshot, targets, original, threads)
+        disk += _file_bytes(original) if original else 0
         if any(target.target.format == "onnx" for target in targets):
-            disk += 4 * snapshot.parameters()  # the float32 graph
+            whole = baseline.float_graph_fits(snapshot, folder)
+            disk += 4 * (snapshot if whole else baseline.first_layers(snapshot)).parameters()  # the float32 graph
         disk += _reference_bytes(recipe.checks, snapshot)
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
     return Needs(
@@ -76,19 +77,27 @@ def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
 
 
 def _check_memory(
-    checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], baseline: TargetPlan | None, threads: int
+    checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], original: TargetPlan | None, threads: int
 ) -> Iterator[int]:
     config = snapshot.config
     chunks = checks.perplexity.chunks
     yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
     head = sum(footprint.head_memory(config, chunks, CHUNK).values())
     isa = machine.instruction_sets()
-    for target in (*(each for each in targets if each.target.format == "gguf"), *([baseline] if baseline else [])):
+    for target in (*(each for each in targets if each.target.format == "gguf"), *([original] if original else [])):
         engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
         yield engine[0].total - footprint.LLAMA_CPP_PROCESS + head
     for target in targets:
         if target.target.format == "onnx":
-            yield footprint.TORCH_PROCESS + 2 * _file_bytes(target) + 4 * CHUNK * footprint.dimensions(config).vocabulary + head
+            yield footprint.TORCH_PROCESS + _onnxruntime(target, snapshot) + head
+
+
+def _onnxruntime(target: TargetPlan, snapshot: Snapshot) -> int:
+    """What an ONNX model takes in its engine: of a decoder as footprint_onnx.py knows it, of others the file and a copy."""
+    if quality.kind(snapshot) != "decoder":
+        return 2 * _file_bytes(target)
+    (found,) = footprint_onnx.memory(_file_bytes(target), target.rows, snapshot.config, [CHUNK])
+    return found.total - found.process
 
 
 def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: int) -> float:

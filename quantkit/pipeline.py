@@ -98,7 +98,7 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     targets = tuple(plan_target(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
     work = options.folder(document.name)
     original = baseline.plan(snapshot, work) if any(target.target.format == "gguf" for target in targets) else None
-    needs = estimates.estimate(recipe, snapshot, targets, original, options.workers)
+    needs = estimates.estimate(recipe, snapshot, targets, original, options.workers, work)
     return Plan(
         recipe=document.name,
         source=snapshot.uri,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit import baseline, likeness, making, planning, quality, workspace
+from quantkit import baseline, likeness, making, quality, workspace
 from quantkit.checks import carried, embedding, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import Verdict
@@ -126,10 +126,8 @@ class _Float:
 
 @contextmanager
 def _float_graph(job: Job, target: OnnxTarget, made: Sequence[Graph]) -> Iterator[_Float]:
-    whole = 4 * job.snapshot.parameters()
-    fits = 3 * whole < machine.memory_bytes() and whole < 0.9 * planning.free_disk(job.work)
     with workspace.temporary(job.work) as place:
-        if fits:
+        if baseline.float_graph_fits(job.snapshot, job.work):
             path = _write(job, FLOAT, job.snapshot, place / "float", made)
             yield _Float(path, job.snapshot, "float32 graph of the same weights", None)
         else:

@@ -176,7 +176,7 @@ def _controls(controller: str, name: str) -> list[str]:
 
 
 def _above(path: str) -> list[str]:
-    """"/a/b" -> ["a", "a/b"]."""
+    """ "/a/b" -> ["a", "a/b"]."""
     parts = [part for part in path.split("/") if part]
     return ["/".join(parts[: count + 1]) for count in range(len(parts))]
 
