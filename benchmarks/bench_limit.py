@@ -1,14 +1,15 @@
 """A checkpoint of Mistral 7B's shape, all three formats with their checks, under a limit of memory that the kernel keeps.
 
-Writes the checkpoint (14.5 GB of random weights, once) and runs one recipe (GGUF Q4_K_M with importance, GPTQ at 4 bits, ONNX
-at 8 bits) as `quantkit run` does, in a cgroup of its own with --limit bytes and without swap: page cache counts there as
-everything else, and what goes beyond is killed. Needs the right to make a cgroup (root). peak_rss_gb: of the process itself;
-the last line says what each stage took and what each check said.
+Writes the checkpoint (14.5 GB of random weights, once) and runs one recipe (GGUF Q4_K_M, GPTQ at 4 bits, ONNX at 8 bits) as
+`quantkit run` does, in a cgroup of its own of --limit GB and without swap: page cache counts there as everything else, and a
+process that goes beyond is killed. Needs the right to make a cgroup (root). peak_rss_gb: of the process itself; the last line
+says what each stage took and what each check said.
 
-    python benchmarks/bench_limit.py --work FOLDER [--limit 12] [--tokens 4096] [--chunks 4] [--layers 32]
+    python benchmarks/bench_limit.py --work FOLDER [--limit 12] [--formats gguf gptq onnx] [--tokens 4096] [--chunks 4]
+                                     [--layers 32]
 
-FOLDER: 45 GB of space. About an hour and a half on two idle cores. Random weights are no model: what the checks say of quality means nothing
-here, that they ran does.
+FOLDER: 45 GB of space. GPTQ takes a minute and a half for each layer on two idle cores. Random weights are no model: what
+the checks say of quality means nothing here, that they ran does.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from typing import Any
 from models import write_mistral7b
 
 GROUPS = Path("/sys/fs/cgroup")
-TARGETS: list[dict[str, Any]] = [
-    {"format": "gguf", "type": "Q4_K_M", "imatrix": True},
-    {"format": "gptq", "bits": 4, "group": 128, "activations": "bfloat16"},
-    {"format": "onnx", "bits": 8},
-]
+TARGETS: dict[str, dict[str, Any]] = {
+    "gguf": {"format": "gguf", "type": "Q4_K_M"},
+    "gptq": {"format": "gptq", "bits": 4, "group": 128, "activations": "bfloat16"},
+    "onnx": {"format": "onnx", "bits": 8},
+}
 
 
 def group(limit: int) -> Path:
@@ -44,12 +45,13 @@ def group(limit: int) -> Path:
     return place
 
 
-def recipe(source: Path, calibration: str, text: str, tokens: int, chunks: int) -> dict[str, Any]:
+def recipe(source: Path, formats: list[str], calibration: str, text: str, tokens: int, chunks: int) -> dict[str, Any]:
+    used = {"calibration": {"text": calibration, "tokens": tokens, "length": 512}} if "gptq" in formats else {}
     return {
         "source": str(source),
-        "targets": TARGETS,
-        "calibration": {"text": calibration, "tokens": tokens, "length": 512},
+        "targets": [TARGETS[format] for format in formats],
         "checks": {"perplexity": {"text": text, "chunks": chunks}, "latency": {"rounds": 1}},
+        **used,
     }
 
 
@@ -79,13 +81,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of calibration")
     parser.add_argument("--chunks", type=int, default=4, help="of evaluation")
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--formats", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--text", default="builtin:python-docs")
     parser.add_argument("--calibration", default="builtin:python-docs")
     given = parser.parse_args()
     limit, place = int(given.limit * 1e9), given.work / f"mistral7b-{given.layers}"
     write_mistral7b(place, given.layers)
     document = given.work / "limit.yaml"
-    document.write_text(json.dumps(recipe(place, given.calibration, given.text, given.tokens, given.chunks)))
+    document.write_text(json.dumps(recipe(place, given.formats, given.calibration, given.text, given.tokens, given.chunks)))
     found = run(document, given.work / "build", limit)
     manifest = found.pop("manifest")
     rows = [
