@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import calibrating, modules, skeleton, solved, walk, workspace
-from quantkit.codecs import codes as stored_codes
+from quantkit.codecs import sequential
 from quantkit.codecs.gguf import codecs
 from quantkit.errors import ResourceError, WeightError
 from quantkit.formats.gguf import layout as gguf_layout
@@ -190,7 +190,8 @@ class _Solver:
 
     def _factor(self, name: str, inputs: Inputs) -> hessian.Factor:
         try:
-            return hessian.factor(inputs, self.plan.gptq.damp, self.pool)
+            blocks = sequential.BLOCKS if self.plan.target.format == "gguf" else ()
+            return hessian.factor(inputs, self.plan.gptq.damp, self.pool, blocks=blocks)
         except WeightError as error:
             raise WeightError(f"{name}: {error}") from error
 
@@ -226,16 +227,14 @@ class _Solver:
         return solved.weights()
 
     def _solve_stored(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs) -> F32:
-        """The same on the scales of a GGUF type, by the search that weighs columns; kept only where inputs that were held out
-        say that it is better than the search's own codes."""
+        """The same as a GGUF type's bytes; kept only where inputs that were held out say that it is better than the search's
+        own codes."""
         codec = codecs()[row.type]
         squares = factor.diagonal / np.float32(max(tokens, 1))
         searched = codec.encode(weight, squares)
         best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
         if tokens >= FEW:
-            grid = stored_codes.lattice(row.type, searched)
-            chosen, lost = gptq.choose(weight, grid.steps, grid.offsets, grid.group, grid.levels, factor, self.pool)
-            solved = stored_codes.with_codes(row.type, searched, chosen)
+            solved, lost = sequential.solve(row.type, weight, factor, self.pool)
             pair = [weight - codec.decode(data) for data in (solved, searched)]
             output = hessian.outputs(weight, held, self.pool) or 1.0
             ours, theirs = (hessian.outputs(each, held, self.pool) / output for each in pair)

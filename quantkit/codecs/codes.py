@@ -6,14 +6,19 @@ those of a codebook. What offset and step are is asked of the type's own decoder
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quantkit.codecs.blocks import HALF
 from quantkit.codecs.gguf import codecs
 from quantkit.kernels import codebook
 from quantkit.values import F32, U8
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class _Layout:
     levels: F32
     group: int
     put: Callable[[U8, U8], None]
+    scales: tuple[int, ...]  # bytes at which d stands and, of the types that have it, dmin or m
 
 
 def types() -> tuple[str, ...]:
@@ -56,6 +62,67 @@ def with_codes(kind: str, data: U8, codes: U8) -> U8:
     layout, codec = _LAYOUTS[kind], codecs()[kind]
     found = data.copy()
     layout.put(found.reshape(-1, codec.block_bytes), codes.reshape(-1, codec.block))
+    return found
+
+
+def refit(kind: str, data: U8, aims: F32, root: F32) -> U8:
+    """Blocks (n, block's bytes) with the super-scales d and dmin that leave least of |(aims - q) root|^2, their codes and
+    sub-scales as they are; those that rounding to halves would make no better are kept.
+
+    aims: float32 (n, block); root: (block, block). Runs in torch, on as many threads as it is set to.
+    """
+    layout, codec = _LAYOUTS[kind], codecs()[kind]
+    scales, whole = [_halves(data, at) for at in layout.scales], codec.decode(data)
+    parts = [whole]  # of which each follows one of the scales
+    if len(scales) == 2:
+        scaled = codec.decode(_with_halves(data, layout.scales[1:], [np.zeros_like(scales[1])]))
+        parts = [scaled, whole - scaled]
+    left = _product(aims - whole, root)
+    changes = _least_squares([_product(part, root) for part in parts], left)
+    changed = [_scaled(scale, 1 + change) for scale, change in zip(scales, changes, strict=True)]
+    found = _with_halves(data, layout.scales, changed)
+    before, after = (np.square(each).sum(1) for each in (left, _product(aims - codec.decode(found), root)))
+    better: U8 = np.where((after < before)[:, None], found, data)
+    return better
+
+
+def _product(rows: F32, matrix: F32) -> F32:
+    import torch
+
+    found: F32 = torch.mm(torch.from_numpy(rows), torch.from_numpy(matrix)).numpy()
+    return found
+
+
+def _least_squares(parts: Sequence[F32], aim: F32) -> Sequence[NDArray[np.float64]]:
+    """Of one part or two, (n, width) each, how much of it there is in `aim`, row by row: (n,); none of what is nothing."""
+    right = [_dot(part, aim) for part in parts]
+    if len(parts) == 1:
+        return [right[0] / np.maximum(_dot(parts[0], parts[0]), _TINY)]
+    (one, other), between = (np.maximum(_dot(part, part), _TINY) for part in parts), _dot(*parts)
+    determinant = np.maximum(one * other - between * between, 1e-6 * one * other)
+    return [(right[0] * other - right[1] * between) / determinant, (right[1] * one - right[0] * between) / determinant]
+
+
+def _dot(left: F32, right: F32) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.einsum("nw,nw->n", left, right, dtype=np.float64)
+    return found
+
+
+def _scaled(scale: F32, factor: NDArray[np.float64]) -> F32:
+    """A scale times a factor where a half holds that."""
+    found = scale * factor.astype(np.float32)
+    kept: F32 = np.where(np.abs(found) <= HALF, found, scale)
+    return kept
+
+
+def _halves(data: U8, at: int) -> F32:
+    return np.ascontiguousarray(data[:, at : at + 2]).view(np.float16)[:, 0].astype(np.float32)
+
+
+def _with_halves(data: U8, places: Sequence[int], values: Sequence[NDArray[Any]]) -> U8:
+    found = data.copy()
+    for at, scale in zip(places, values, strict=True):
+        found[:, at : at + 2] = scale.astype(np.float16)[:, None].view(np.uint8)
     return found
 
 
@@ -128,16 +195,16 @@ def _pairs(codes: U8) -> U8:
 
 
 _LAYOUTS: Mapping[str, _Layout] = {
-    "Q4_0": _Layout(_even(16), 32, _nibbles(2)),
-    "Q4_1": _Layout(_even(16), 32, _nibbles(4)),
-    "Q5_0": _Layout(_even(32), 32, _fifths(2)),
-    "Q5_1": _Layout(_even(32), 32, _fifths(4)),
-    "Q8_0": _Layout(_even(256), 32, _bytes),
-    "Q2_K": _Layout(_even(4), 16, _q2_k),
-    "Q3_K": _Layout(_even(8), 16, _q3_k),
-    "Q4_K": _Layout(_even(16), 32, _q4_k),
-    "Q5_K": _Layout(_even(32), 32, _q5_k),
-    "Q6_K": _Layout(_even(64), 16, _q6_k),
-    "IQ4_NL": _Layout(codebook.IQ4, 32, _nibbles(2)),
-    "IQ4_XS": _Layout(codebook.IQ4, 32, _iq4_xs),
+    "Q4_0": _Layout(_even(16), 32, _nibbles(2), (0,)),
+    "Q4_1": _Layout(_even(16), 32, _nibbles(4), (0, 2)),
+    "Q5_0": _Layout(_even(32), 32, _fifths(2), (0,)),
+    "Q5_1": _Layout(_even(32), 32, _fifths(4), (0, 2)),
+    "Q8_0": _Layout(_even(256), 32, _bytes, (0,)),
+    "Q2_K": _Layout(_even(4), 16, _q2_k, (80, 82)),
+    "Q3_K": _Layout(_even(8), 16, _q3_k, (108,)),
+    "Q4_K": _Layout(_even(16), 32, _q4_k, (0, 2)),
+    "Q5_K": _Layout(_even(32), 32, _q5_k, (0, 2)),
+    "Q6_K": _Layout(_even(64), 16, _q6_k, (208,)),
+    "IQ4_NL": _Layout(codebook.IQ4, 32, _nibbles(2), (0,)),
+    "IQ4_XS": _Layout(codebook.IQ4, 32, _iq4_xs, (0,)),
 }

@@ -107,17 +107,7 @@ def fit(weight: F32, importance: F32, *, bits: int, group: int, symmetric: bool,
 
 
 def solve(weight: F32, chosen: Grid, factor: Factor, pool: Executor) -> Solved:
-    """Codes of weight (rows, width) on a grid, as `choose` does."""
-    offsets = -chosen.scales * chosen.zeros
-    levels = np.arange(2**chosen.bits, dtype=np.float32)
-    codes, loss = choose(weight, chosen.scales, offsets, chosen.group, levels, factor, pool)
-    return Solved(chosen, codes, loss)
-
-
-def choose(weight: F32, steps: F32, offsets: F32, group: int, levels: F32, factor: Factor, pool: Executor) -> tuple[U8, float]:
-    """Codes, uint8 (rows, width), of weight (rows, width) where a code stands for offset + step * levels[code], and the error
-    of the output, tr(E H E^T), by the factor of its inputs' H. steps, offsets: (rows, groups of `group` columns); levels:
-    (codes,), ascending.
+    """Codes of weight (rows, width) on a grid, by the factor of its inputs' H.
 
     Threads of `pool` take slabs of rows: torch must be set to one thread.
     """
@@ -125,10 +115,10 @@ def choose(weight: F32, steps: F32, offsets: F32, group: int, levels: F32, facto
 
     codes = np.empty(weight.shape, np.uint8)
     losses = np.zeros(len(weight), np.float64)
-    groups = (factor.order // group).astype(np.int64)
-    even = np.array_equal(levels, np.arange(len(levels)))
-    middles = np.zeros(0, np.float32) if even else (levels[1:] + levels[:-1]) / np.float32(2)
-    width = weight.shape[1]
+    groups = (factor.order // chosen.group).astype(np.int64)
+    offsets = -chosen.scales * chosen.zeros
+    levels = np.arange(2**chosen.bits, dtype=np.float32)
+    between, width = middles(levels), weight.shape[1]
 
     def one(start: int) -> None:
         part = slice(start, start + SLAB)
@@ -143,14 +133,20 @@ def choose(weight: F32, steps: F32, offsets: F32, group: int, levels: F32, facto
                 below = torch.from_numpy(lower)[stop - at :]
                 torch.mm(torch.from_numpy(errors)[:, stop:], below, out=torch.from_numpy(carried))
             triangle = np.ascontiguousarray(lower[first - at : stop - at].T)
-            block = (ordered[:, first:stop], carried, triangle, groups[first:stop], steps[part], offsets[part], levels, middles)
-            round_block(*block, errors[:, first:stop], found[:, first:stop], losses[part])
+            block = (ordered[:, first:stop], carried, triangle, groups[first:stop], chosen.scales[part], offsets[part])
+            round_block(*block, levels, between, errors[:, first:stop], found[:, first:stop], losses[part])
         back = np.empty_like(found)
         back[:, factor.order] = found
         codes[part] = back
 
     _over_slabs(pool, len(weight), one)
-    return codes, float(losses.sum())
+    return Solved(chosen, codes, float(losses.sum()))
+
+
+def middles(levels: F32) -> F32:
+    """What lies between levels, ascending, for `round_block`; empty where they are 0, 1, 2 ..."""
+    even = np.array_equal(levels, np.arange(len(levels)))
+    return np.zeros(0, np.float32) if even else (levels[1:] + levels[:-1]) / np.float32(2)
 
 
 def nearest(weight: F32, chosen: Grid) -> U8:

@@ -6,9 +6,10 @@ of threads. Products run in torch on one thread each (its caller sets that), sin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +49,12 @@ class Factor:
         return found
 
 
-def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = True) -> Factor:
+def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = True, blocks: Sequence[int] = ()) -> Factor:
     """The Cholesky factor in float64 of H of `inputs`, each float32 (tokens, width), with `damp` times its mean diagonal added.
 
     act_order: columns by falling diagonal, the greatest last, since codes are chosen from the last column to the first; else
-    the natural order reversed. Where the damped matrix is not positive definite, damping rises by DAMPING's steps; the last
+    the natural order reversed. blocks: sizes of runs of columns that stay together, falling, each dividing the one before; runs
+    are ordered by their sums. Where the damped matrix is not positive definite, damping rises by DAMPING's steps; the last
     adds a thousand times as much as was asked for. Raises WeightError where inputs are not finite, or if that does not do.
     Memory: half a float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
     """
@@ -61,7 +63,7 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
         count = len(diagonal) - int(np.isfinite(diagonal).sum())
         raise WeightError(f"{count} of {len(diagonal)} columns of its inputs hold NaN or infinity on the calibration text")
     dead = np.flatnonzero(diagonal == 0)
-    order = np.argsort(diagonal, kind="stable") if act_order else np.arange(len(diagonal))[::-1].copy()
+    order = _rising(diagonal, blocks) if act_order else np.arange(len(diagonal))[::-1].copy()
     mean = float(diagonal.mean()) or 1.0
     added = np.where(np.isin(order, dead), mean, 0.0)  # alone in its row and column: its code is rounded to nearest
     for times in DAMPING:
@@ -71,6 +73,16 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
     raise WeightError(
         f"no Cholesky factor of H ({len(order)} columns) with {DAMPING[-1] * damp:g} of its mean diagonal {mean:g} added"
     )
+
+
+def _rising(diagonal: F64, blocks: Sequence[int]) -> NDArray[np.intp]:
+    """Columns by rising diagonal, those of a block together, the last block short where the columns end."""
+    columns = np.arange(len(diagonal))
+    keys: list[NDArray[Any]] = [diagonal]  # the last counts first
+    for size in reversed(blocks):
+        number = columns // size
+        keys += [number, np.bincount(number, diagonal)[number]]
+    return np.lexsort(keys)
 
 
 def correction(inputs: Inputs, originals: Inputs, factor: Factor, pool: Executor) -> F32:
