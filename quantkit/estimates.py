@@ -64,10 +64,11 @@ def estimate(
             disk += 4 * snapshot.parameters()  # the float32 graph
         disk += _reference_bytes(recipe.checks, snapshot)
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
-    if baseline and (peers := [peer.plans[0] for peer in peer_files.wanted(recipe.checks, targets)]):
-        steps.append(sum(footprint.quantizer_memory(baseline.rows).values()))
-        disk += max(map(_file_bytes, peers))  # one at a time, beside the baseline
-        seconds += len(peers) * _peer_seconds(recipe.checks, snapshot, threads)
+        peers = [peer.plans[0] for peer in peer_files.wanted(recipe.checks, targets)]
+        if peers and baseline:
+            steps.append(sum(footprint.quantizer_memory(baseline.rows).values()))
+            disk += max(map(_file_bytes, peers))  # one at a time, beside the baseline
+            seconds += len(peers) * _peer_seconds(recipe.checks, snapshot, threads)
     return Needs(
         download=snapshot.download_bytes, disk=disk, memory=max(steps, default=footprint.CONVERSION_PROCESS), seconds=seconds
     )
@@ -107,10 +108,9 @@ def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: in
     return text / (FLOPS_OF_THE_WALK * threads) + targets * text / (FLOPS_OF_THE_ENGINE * threads) + speed
 
 
-def _peer_seconds(checks: Checks | None, snapshot: Snapshot, threads: int) -> float:
+def _peer_seconds(checks: Checks, snapshot: Snapshot, threads: int) -> float:
     """llama.cpp's quantiser, and the evaluation text through its file."""
-    weights = snapshot.parameters()
-    tokens = checks.perplexity.chunks * CHUNK if checks else 0
+    weights, tokens = snapshot.parameters(), checks.perplexity.chunks * CHUNK
     return weights / (PEER_WEIGHTS_PER_SECOND * threads) + 2.0 * weights * tokens / (FLOPS_OF_THE_ENGINE * threads)
 
 
