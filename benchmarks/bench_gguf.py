@@ -6,128 +6,79 @@ llama-perplexity's protocol against the original, which is walked in float32. kl
 error of the difference (paired by chunk); time_ratio is theirs / ours, and theirs does not count the F16 file that it starts
 from.
 
-Rows of codes gptq are whole runs (walk and all) in a process of their own, calibrated on the same 32,768 tokens.
+Rows of codes gptq are whole runs (walk and all) in a process of their own, calibrated on the same 32,768 tokens. They are
+measured on a second text, unlike the calibration's, too (second_*), and in torch (torch_kld): `agree` says that both engines'
+divergences lie within two standard errors of their difference and 0.005, for llama.cpp rounds activations to 8 bits.
 
-    python benchmarks/bench_gguf.py [--quick] [--text FILE] [--calibration FILE] [--models smollm2 smollm2-rot768]
-                                    [--types Q4_K_M ...] [--codes search gptq] [--work FOLDER]
+outer_kld: what embedding and head alone contribute: of a file whose other tensors are F16, with importance, once per model and
+type.
+
+    python benchmarks/bench_gguf.py [--quick] [--text FILE] [--second FILE] [--calibration FILE]
+                                    [--models smollm2 smollm2-rot768] [--types Q4_K_M ...] [--codes search gptq]
+                                    [--work FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
-import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as library
-import numpy as np
-from models import SMOLLM2, open_model
-from numpy.typing import NDArray
+import subjects
+from models import SMOLLM2
+from subjects import CALIBRATION, Subject
 
-from quantkit import heads, memory, pipeline, recipe_file, walk, workspace
-from quantkit.calibration import corpus, importance
-from quantkit.calibration.corpus import Sequences
-from quantkit.checks import scoring
+from quantkit import memory, pipeline, recipe_file
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import estimate
-from quantkit.engines import llama_cpp
+from quantkit.engines import llama_cpp_quantizer
 from quantkit.formats.gguf import layout, writer
 from quantkit.formats.gguf.mixture import FILE_TYPE
 from quantkit.job import Options
 from quantkit.progress import silent
 from quantkit.source import text as texts
-from quantkit.targets import GgufTarget
-from quantkit.values import F32, Artefact, Importance, Snapshot
+from quantkit.targets import GgufTarget, TypeRule
+from quantkit.values import Artefact, Importance, Snapshot
 
-SILENT = library.llama_log_callback(lambda *_: None)  # held: llama.cpp keeps only a pointer
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODELS = ("smollm2", "smollm2-rot768")
 TYPES = ("Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 THREADS = 2
-CHUNKS = 16
-CALIBRATION = 64  # sequences of 512 tokens
+OUTER = ("token_embd.weight", "output.weight")
+ROUNDING = 0.005  # nats: llama.cpp's, of activations
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A model, what it says of the evaluation text, and the importance of its columns under GGUF names."""
-
-    snapshot: Snapshot
-    tokens: NDArray[np.int32]
-    hidden: F32
-    head: Callable[[F32], F32]
-    importance: Mapping[str, Importance]
-
-
-def subject(model: str, text: texts.Text, calibration: texts.Text, work: Path) -> Subject:
-    """The walks are kept in `work`, by what they depend on."""
-    snapshot = open_model(model, work)
-    assert snapshot.tokenizer is not None
-    tokens = corpus.cut(text.path, snapshot.tokenizer, chunks=CHUNKS, length=512)
-    given = corpus.cut(calibration.path, snapshot.tokenizer, chunks=CALIBRATION, length=512)
-
-    def kept(name: str, tokens: NDArray[np.int32], make: Callable[[], Any]) -> Any:
-        made_from = workspace.key(model=model, digests=snapshot.digests, tokens=tokens.tobytes().hex())
-        path = work / f"{model}-{name}-{made_from[:12]}.pickle"
-        if not path.exists():
-            path.write_bytes(pickle.dumps(make()))
-        return pickle.loads(path.read_bytes())
-
-    config, weights = snapshot.config, snapshot.weights
-    hidden = kept("hidden", tokens, lambda: walk.walk(config, weights, tokens, threads=THREADS))
-    squares = kept(
-        "importance", given, lambda: importance.measure(config, weights, Sequences(given), threads=THREADS, progress=silent)
-    )
-    head = heads.project(config, weights, threads=THREADS)
-    return Subject(snapshot, tokens, hidden, head, layout.importance(snapshot, squares))
-
-
-def write(snapshot: Snapshot, kind: Any, folder: Path, weighed: Mapping[str, Importance]) -> Artefact:
-    target = GgufTarget(format="gguf", type=kind, imatrix=bool(weighed))
+def write(snapshot: Snapshot, target: GgufTarget, folder: Path, weighed: Mapping[str, Importance]) -> Artefact:
     plan = layout.plan(target, "0" * 64, snapshot, "bench")
     return writer.write(plan, snapshot, folder, importance=weighed, threads=THREADS, progress=silent)
 
 
-def quantize(base: Path, out: Path, kind: str, weighed: Mapping[str, Importance]) -> float:
-    """llama.cpp's own file; seconds."""
-    params = library.llama_model_quantize_default_params()
-    params.nthread, params.ftype = THREADS, FILE_TYPE[kind]
-    held = [(name.encode(), np.ascontiguousarray(values.squares.reshape(-1))) for name, values in weighed.items()]
-    entries = (library.llama_model_imatrix_data * (len(held) + 1))()
-    for entry, (name, values) in zip(entries, held, strict=False):
-        entry.name, entry.size = name, values.size
-        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    if held:
-        params.imatrix = ctypes.cast(entries, ctypes.POINTER(library.llama_model_imatrix_data))
-    library.llama_log_set(SILENT, ctypes.c_void_p(0))
-    started = time.perf_counter()
-    if library.llama_model_quantize(str(base).encode(), str(out).encode(), ctypes.byref(params)) != 0:
-        raise SystemExit(f"llama_model_quantize failed on {kind}")
-    return time.perf_counter() - started
+def stock(kind: Any, weighed: Mapping[str, Importance]) -> GgufTarget:
+    return GgufTarget(format="gguf", type=kind, imatrix=bool(weighed))
+
+
+def outer_kld(given: Subject, kind: str, work: Path) -> float:
+    """Mean KLD of embedding and head in the types of a mixture, with all else as F16."""
+    planned = layout.plan(stock(kind, given.importance), "0" * 64, given.snapshot, "bench")
+    rules = tuple(TypeRule(match=row.name, type=row.type) for row in planned.rows if row.name in OUTER)
+    (work / "outer").mkdir(exist_ok=True)
+    made = write(given.snapshot, GgufTarget(format="gguf", type="F16", rules=rules), work / "outer", given.importance)
+    try:
+        return estimate(score(made.path, given).kld).mean
+    finally:
+        made.path.unlink()
 
 
 def score(path: Path, given: Subject) -> Scores:
-    runner = llama_cpp.open_runner(path, context=512, threads=THREADS)
-    try:
-        return scoring.score(
-            lambda index: runner.logits(given.tokens[index].tolist()),
-            given.tokens,
-            given.hidden,
-            given.head,
-            first=256,
-            engine=runner.engine,
-        )
-    finally:
-        runner.close()
+    return subjects.score(path, given, given.first, THREADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +113,18 @@ def make(document: str, work: Path) -> dict[str, Any]:
 
 
 def measure(
-    model: str, given: Subject, kind: str, weighed: Mapping[str, Importance], base: Path, work: Path, solved: Made | None = None
+    model: str,
+    given: Subject,
+    kind: str,
+    weighed: Mapping[str, Importance],
+    base: Path,
+    work: Path,
+    outer: float,
+    solved: Made | None = None,
 ) -> dict[str, Any]:
     """One row; of the file `solved`, or of one whose codes are searched."""
-    ours, theirs = solved or write(given.snapshot, kind, work, weighed), work / "theirs.gguf"
-    seconds = quantize(base, theirs, kind, weighed)
+    ours, theirs = solved or write(given.snapshot, stock(kind, weighed), work, weighed), work / "theirs.gguf"
+    seconds = llama_cpp_quantizer.quantise(base, theirs, llama_cpp_quantizer.Wish(FILE_TYPE[kind]), weighed, THREADS)
     one, other = score(ours.path, given), score(theirs, given)
     kld, their_kld, difference = estimate(one.kld), estimate(other.kld), estimate(one.kld - other.kld)
     row = {
@@ -182,6 +140,7 @@ def measure(
         "llamacpp_kld_se": round(their_kld.error, 5),
         "kld_ratio": round(kld.mean / their_kld.mean, 3),
         "diff_se": round(difference.error, 5),
+        "outer_kld": round(outer, 5),
         "ppl_ratio": round(math.exp(estimate(one.nll_artefact - one.nll_reference).mean), 4),
         "llamacpp_ppl_ratio": round(math.exp(estimate(other.nll_artefact - other.nll_reference).mean), 4),
         "same_top": round(estimate(one.same_top).mean, 4),
@@ -190,9 +149,26 @@ def measure(
         "time_ratio": round(seconds / ours.seconds, 2),
         "peak_rss_mb": round(ours.peak_rss_bytes / 1e6, 1),
     }
+    if solved:
+        row |= further(given, ours.path, theirs, one)
     ours.path.unlink()
     print(row, file=sys.stderr)
     return row
+
+
+def further(given: Subject, ours: Path, theirs: Path, one: Scores) -> dict[str, Any]:
+    """Both files on the second text, and ours in torch, beside its scores `one` in llama.cpp."""
+    second, their_second = (subjects.score(path, given, given.second, THREADS).kld for path in (ours, theirs))
+    in_torch = subjects.score_in_torch(ours, given, given.first, THREADS).kld
+    apart = estimate(in_torch - one.kld)
+    return {
+        "second_kld": round(estimate(second).mean, 5),
+        "second_llamacpp_kld": round(estimate(their_second).mean, 5),
+        "second_kld_ratio": round(estimate(second).mean / estimate(their_second).mean, 3),
+        "torch_kld": round(estimate(in_torch).mean, 5),
+        "torch_kld_se": round(estimate(in_torch).error, 5),
+        "agree": abs(apart.mean) <= 2 * apart.error + ROUNDING,
+    }
 
 
 def default(name: str) -> str:
@@ -203,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="no rows without importance")
     parser.add_argument("--text", default=default("wiki.test.raw"))
+    parser.add_argument("--second", default=texts.BUILTIN, help="a text unlike the calibration's, for codes gptq")
     parser.add_argument("--calibration", default=default("wikitext2-valid.txt"))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--types", nargs="+", default=list(TYPES))
@@ -217,24 +194,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = given.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        text, calibration = texts.fetch(given.text, work), texts.fetch(given.calibration, work)
-        for name, found in (("text", text), ("calibration", calibration)):
+        text, second, calibration = (texts.fetch(uri, work) for uri in (given.text, given.second, given.calibration))
+        for name, found in (("text", text), ("second", second), ("calibration", calibration)):
             print(f"{name} {found.name}, sha256 {found.sha256}", file=sys.stderr)
         rows = []
         for model in given.models:
-            of = subject(model, text, calibration, work)
-            base = write(of.snapshot, "F16", work, {}).path
+            of = subjects.subject(model, text, second, calibration, THREADS, work)
+            base = write(of.snapshot, stock("F16", {}), work, {}).path
             for kind in given.types:
+                outer = outer_kld(of, kind, work)
                 for weighed in (of.importance,) if given.quick else (of.importance, {}):
                     if "search" in given.codes:
-                        rows.append(measure(model, of, kind, weighed, base, work))
+                        rows.append(measure(model, of, kind, weighed, base, work, outer))
                 if "gptq" in given.codes:
                     uri = SMOLLM2 if model == "smollm2" else str(work / model)
                     made = solve(uri, kind, calibration.path, given.tokens, work)
-                    rows.append(measure(model, of, kind, of.importance, base, work, made))
+                    rows.append(measure(model, of, kind, of.importance, base, work, outer, made))
             base.unlink()
-    named = {"text": text.name, "text_sha256": text.sha256, "calibration": calibration.name}
-    print(json.dumps({"bench": "gguf", **named, "calibration_sha256": calibration.sha256, "rows": rows}))
+    named = {"text": text.name, "text_sha256": text.sha256, "second": second.name, "calibration": calibration.name}
+    print(
+        json.dumps(
+            {"bench": "gguf", **named, "second_sha256": second.sha256, "calibration_sha256": calibration.sha256, "rows": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

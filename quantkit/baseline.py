@@ -15,6 +15,7 @@ from pathlib import Path
 from quantkit import arch, checkpoint, footprint, planning, workspace
 from quantkit.checks import samples
 from quantkit.engines import llama_cpp, llama_cpp_encoder
+from quantkit.errors import ResourceError
 from quantkit.formats.gguf import layout, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
@@ -27,6 +28,10 @@ CUT_LAYERS = 2
 ANSWER_CONTEXT = 512
 ANSWER_TOKENS = 64
 NO_ANSWER = "(the unquantised model does not fit this machine)"
+NO_PEER = (
+    "checks: peers: llama.cpp quantises an F16 file of the whole model, which does not fit this machine's memory or disk; "
+    "leave peers out, or use --work-dir on a larger disk"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +60,14 @@ class FirstLayers:
 
 def plan(snapshot: Snapshot, folder: Path) -> TargetPlan:
     """The baseline of this model in `folder`: whole where it fits, else a cut."""
-    whole = _plan(snapshot, TARGET)
-    return whole if fits(whole, snapshot, folder) else _plan(first_layers(snapshot), TARGET)
+    full = _plan(snapshot, TARGET)
+    return full if fits(full, snapshot, folder) else _plan(first_layers(snapshot), TARGET)
 
 
-def fits(whole: TargetPlan, snapshot: Snapshot, folder: Path) -> bool:
+def fits(full: TargetPlan, snapshot: Snapshot, folder: Path) -> bool:
     """Whether the F16 file can be held in `folder`, which need not exist yet, and run in this machine's memory."""
-    nbytes = sum(row.nbytes for row in whole.rows)
-    need = footprint.memory(nbytes, whole.rows, snapshot.config, [ANSWER_CONTEXT])[0].total
+    nbytes = sum(row.nbytes for row in full.rows)
+    need = footprint.memory(nbytes, full.rows, snapshot.config, [ANSWER_CONTEXT])[0].total
     return need < 0.9 * machine.memory_bytes() and nbytes < 0.9 * planning.free_disk(folder)
 
 
@@ -70,6 +75,11 @@ def float_graph_fits(snapshot: Snapshot, folder: Path) -> bool:
     """Whether `folder` can hold the float32 graph that ONNX artefacts are compared with, and this machine run it."""
     whole = 4 * snapshot.parameters()
     return 3 * whole < machine.memory_bytes() and whole < 0.9 * planning.free_disk(folder)
+
+
+def is_cut(snapshot: Snapshot, folder: Path) -> bool:
+    """Whether the whole does not fit."""
+    return not fits(_plan(snapshot, TARGET), snapshot, folder)
 
 
 def first_layers(snapshot: Snapshot) -> Snapshot:
@@ -85,7 +95,7 @@ def first_layers(snapshot: Snapshot) -> Snapshot:
 @contextmanager
 def made(job: Job) -> Iterator[Baseline]:
     """The baseline, while the block runs."""
-    cut = not fits(_plan(job.snapshot, TARGET), job.snapshot, job.work)
+    cut = is_cut(job.snapshot, job.work)
     path = _write(job, TARGET, cut)
     try:
         if cut:
@@ -93,6 +103,18 @@ def made(job: Job) -> Iterator[Baseline]:
             yield Baseline(path, label, True, (NO_ANSWER,) * len(asked(job)))
         else:
             yield Baseline(path, "F16 of the same weights", False, answers(job, path))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(job: Job) -> Iterator[Path]:
+    """The F16 file of the whole model, while the block runs. Raises ResourceError where it does not fit."""
+    if is_cut(job.snapshot, job.work):
+        raise ResourceError(NO_PEER)
+    path = _write(job, TARGET, False)
+    try:
+        yield path
     finally:
         path.unlink(missing_ok=True)
 

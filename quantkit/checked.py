@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from quantkit import verification, workspace
+from quantkit import peer_files, verification, workspace
 from quantkit.formats.gguf import layout
 from quantkit.job import Job
 from quantkit.manifest import TargetRecord
@@ -25,7 +25,8 @@ def verify_all(
     codes: Mapping[str, Codes],
     observed: Mapping[str, Importance],
 ) -> Results:
-    """As verification.verify_all; records that passed are kept in the build folder and found there again."""
+    """As verification.verify_all, and what the recipe's peers make of the same types; records that passed are kept in the build
+    folder and found there again."""
     if asked is None:
         return verification.verify_all(job, plans, artefacts, asked, codes, observed)
     here = machine.describe().model_dump(include={"cpu", "versions", "python"})
@@ -40,7 +41,8 @@ def verify_all(
             if record.verdict == "pass":
                 _remember(job, record, keys[record.name])
     texts = {each.text.name: each.text.sha256 for each in (asked, asked.second) if each is not None}
-    return Results(texts, tuple(known[plan.name] for plan in plans))
+    peers = peer_files.measure(job, plans, asked, observed)
+    return Results(texts, tuple(known[plan.name] for plan in plans), peers)
 
 
 def _key(job: Job, plan: TargetPlan, artefact: Artefact, asked: Evaluation, here: Mapping[str, object]) -> str:
@@ -52,7 +54,7 @@ def _key(job: Job, plan: TargetPlan, artefact: Artefact, asked: Evaluation, here
         choice=plan.choice,
         source=layout.source_digest(job.snapshot),
         texts=[each.text.sha256 for each in (asked, asked.second) if each is not None],
-        gates=gates.model_dump() if gates else None,
+        gates=gates.model_dump(exclude={"peers"}) if gates else None,
         prompts=job.recipe.prompts,
         threads=job.threads,
         machine=here,

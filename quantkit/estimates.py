@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import arch, baseline, footprint, footprint_onnx, planning, publishing, quality
+from quantkit import arch, baseline, footprint, footprint_onnx, peer_files, planning, publishing, quality
 from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
@@ -19,6 +19,7 @@ from quantkit.values import Snapshot
 
 # Of one core, rounded down from benchmarks/LOG.md; they carry the estimate of time and nothing else.
 ENCODED_WEIGHTS_PER_SECOND = 15e6
+PEER_WEIGHTS_PER_SECOND = 4e6
 FLOPS_OF_THE_WALK = 20e9
 FLOPS_OF_THE_ENGINE = 15e9
 BYTES_PER_SECOND_OF_DECODE = 5e9
@@ -63,6 +64,11 @@ def estimate(
             disk += 4 * (snapshot if whole else baseline.first_layers(snapshot)).parameters()  # the float32 graph
         disk += _reference_bytes(recipe.checks, snapshot)
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
+        peers = [peer.plans[0] for peer in peer_files.wanted(recipe.checks, targets)]
+        if peers and original:
+            steps.append(sum(footprint.quantizer_memory(original.rows).values()))
+            disk += max(map(_file_bytes, peers))  # one at a time, beside the baseline
+            seconds += len(peers) * _peer_seconds(recipe.checks, snapshot, threads)
     return Needs(
         download=snapshot.download_bytes, disk=disk, memory=max(steps, default=footprint.CONVERSION_PROCESS), seconds=seconds
     )
@@ -110,6 +116,12 @@ def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: in
     return text / (FLOPS_OF_THE_WALK * threads) + targets * text / (FLOPS_OF_THE_ENGINE * threads) + speed
 
 
+def _peer_seconds(checks: Checks, snapshot: Snapshot, threads: int) -> float:
+    """llama.cpp's quantiser, and the evaluation text through its file."""
+    weights, tokens = snapshot.parameters(), checks.perplexity.chunks * CHUNK
+    return weights / (PEER_WEIGHTS_PER_SECOND * threads) + 2.0 * weights * tokens / (FLOPS_OF_THE_ENGINE * threads)
+
+
 def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], needs: Needs, folder: Path) -> Iterator[Missing]:
     """Everything that stops the run, each with its remedy."""
     if snapshot.reconstructed:
@@ -132,6 +144,8 @@ def lacking(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], n
     for target in targets if recipe.strict else ():
         for row in target.fallbacks:
             yield Missing("strict", f"strict: {target.name}: {row.name} would be {row.type}: {row.reason}")
+    if peer_files.wanted(recipe.checks, targets) and baseline.is_cut(snapshot, folder):
+        yield Missing("memory", baseline.NO_PEER)
     yield from planning.shortages(needs, folder, memory=machine.memory_bytes())
 
 

@@ -148,6 +148,8 @@ class TargetRecord(_Frozen):
     name: str
     format: str
     type: str
+    codes: Literal["search", "gptq"] = "search"  # how they were chosen
+    mark: str = ""  # what tells it from the run's others of its type
     files: list[FileRecord]  # several where it is split; the first is the one to open
     bits_per_weight: float
     seconds: float
@@ -162,6 +164,11 @@ class TargetRecord(_Frozen):
     samples: list[SampleRecord]
 
     @property
+    def title(self) -> str:
+        """Its type, and what tells it from others of the same."""
+        return f"{self.type} {self.mark}".rstrip()
+
+    @property
     def file(self) -> str:
         return self.files[0].name
 
@@ -173,6 +180,25 @@ class TargetRecord(_Frozen):
     def sha256(self) -> str:
         """Of the file to open."""
         return self.files[0].sha256
+
+
+class PeerRecord(_Frozen):
+    """Another maker's file of a target's type, made of the same weights with the same importance, measured in the same run by
+    the same protocol, and deleted. targets: whose counterpart it is."""
+
+    maker: str
+    type: str
+    mark: str = ""  # static: without importance, where another of its type has some
+    targets: list[str]
+    nbytes: int
+    bits_per_weight: float
+    seconds: float  # of quantising the unquantised file
+    peak_rss_bytes: int
+    checks: list[CheckRecord]
+
+    @property
+    def title(self) -> str:
+        return f"{self.maker} {self.type} {self.mark}".rstrip()
 
 
 class StageRecord(_Frozen):
@@ -202,6 +228,7 @@ class Manifest(_Frozen):
     text: dict[str, str]  # name -> sha256 of the evaluation text
     calibration: dict[str, str] = {}  # name -> sha256 of its texts
     targets: list[TargetRecord]
+    peers: list[PeerRecord] = []
     importance: ImportanceRecord | None = None
     cost: CostRecord | None = None
     published: list[str] = []

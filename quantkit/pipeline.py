@@ -95,7 +95,8 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     recipe, name = document.recipe, naming.model_name(snapshot)
     for uri in recipe.texts():
         text.verify(uri)
-    targets = tuple(plan_target(target, recipe.digest(target), snapshot, name) for target in chosen(recipe, options.only))
+    wanted = chosen(recipe, options.only)
+    targets = tuple(plan_target(target, recipe.digest(target), snapshot, name, recipe.mark(target)) for target in wanted)
     work = options.folder(document.name)
     original = baseline.plan(snapshot, work) if any(target.target.format == "gguf" for target in targets) else None
     needs = estimates.estimate(recipe, snapshot, targets, original, options.workers, work)
@@ -113,13 +114,13 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     )
 
 
-def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str) -> TargetPlan:
-    """The plan of one target by its format."""
+def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str, mark: str = "") -> TargetPlan:
+    """The plan of one target by its format. mark: see targets.mark."""
     if target.format == "onnx":
         return onnx_layout.plan(target, digest, snapshot, name)
     if target.format == "gptq":
         return gptq_layout.plan(target, digest, snapshot, name)
-    return layout.plan(target, digest, snapshot, name)
+    return layout.plan(target, digest, snapshot, name, mark)
 
 
 def chosen(recipe: Recipe, only: Sequence[str]) -> tuple[Target, ...]:

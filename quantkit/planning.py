@@ -33,6 +33,7 @@ class TargetPlan:
     files: tuple[FilePlan, ...]
     bits_per_weight: float  # of the tensors alone
     choice: CheckResult | None = None  # how the types were chosen, where they were measured for a size
+    mark: str = ""  # what tells it from the recipe's others of its type: see targets.mark
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from quantkit.job import Job
 from quantkit.manifest import Manifest, within
 from quantkit.publish import folder, hub, oci, signature
 from quantkit.recipe import Recipe
-from quantkit.targets import Target
+from quantkit.targets import Target, mark
 from quantkit.values import Progress
 
 
@@ -131,7 +131,8 @@ def obstacle(destination: Destination, targets: Sequence[Target]) -> str | None:
         case HubPublish():
             return hub.obstacle(destination)
         case OciPublish():
-            return oci.obstacle(destination, [target.label for target in targets if target.format == "gguf"])
+            ggufs = [target for target in targets if target.format == "gguf"]
+            return oci.obstacle(destination, [f"{target.label} {mark(target, ggufs)}".rstrip() for target in ggufs])
 
 
 def send(build: Build, files: Mapping[str, Path], destination: Destination, manifest: Manifest, progress: Progress) -> str:

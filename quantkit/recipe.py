@@ -10,12 +10,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from quantkit.destinations import Destination
-from quantkit.targets import Target
+from quantkit.targets import Target, has_peer, mark
 
 DEFAULT_TEXT = "builtin:python-docs"
 SELF = "self"  # what the model itself says
@@ -91,6 +91,9 @@ def _or(word: str | bool) -> Callable[[dict[str, Any]], None]:
     return extend
 
 
+Peer = Literal["llama.cpp"]
+
+
 class Checks(_Strict):
     """What an artefact is held to; a limit is a key that begins with max_ or min_. `report` measures without a gate."""
 
@@ -100,6 +103,11 @@ class Checks(_Strict):
     embedding: Embedding = Field(Embedding(), json_schema_extra=_or("report"))
     latency: Latency = Field(Latency(), json_schema_extra=_or("report"))
     memory: Memory = Field(Memory(), json_schema_extra=_or("report"))
+    peers: tuple[Peer, ...] = Field(
+        (),
+        description="[llama.cpp]: its own file of each GGUF target's type, with the same importance, is made, measured beside "
+        "ours and deleted",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -223,10 +231,7 @@ class Recipe(_Strict):
         names = [target.name for target in targets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"the same target twice: {', '.join(twice)}; remove one")
-        labels = [target.label for target in targets if target.format == "gguf"]
-        if same := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"two targets would both be the file of {', '.join(same)}; make them by two recipes")
+            raise ValueError(f"the same target twice: {', '.join(twice)}; remove one, or make them by two recipes")
         return targets
 
     @model_validator(mode="after")
@@ -240,12 +245,25 @@ class Recipe(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _peers_have_counterparts(self) -> Recipe:
+        if self.checks is not None and self.checks.peers and not any(has_peer(target) for target in self.targets):
+            raise ValueError(
+                f"checks.peers: {', '.join(self.checks.peers)} makes GGUF files of stock quantised types, and no target is "
+                "one; leave peers out, or add {format: gguf, type: Q4_K_M}"
+            )
+        return self
+
     def digest(self, target: Target) -> str:
         """sha256 of the values that determine this target's bytes, in canonical JSON."""
         values: dict[str, Any] = {"target": target.model_dump(exclude={"checks"})}
         if target.calibrated and self.calibration is not None:
             values["calibration"] = self.calibration.model_dump()
         return _sha256(values)
+
+    def mark(self, target: Target) -> str:
+        """What tells a GGUF target from this recipe's others of the same type; see targets.mark."""
+        return mark(target, [each for each in self.targets if each.format == "gguf"]) if target.format == "gguf" else ""
 
     def whole_digest(self) -> str:
         """sha256 of every target's digest: the same for two recipes that make the same files of the same source."""

@@ -43,6 +43,7 @@ def seal(
         text=dict(results.text),
         calibration=_calibration(job),
         targets=list(results.targets),
+        peers=list(results.peers),
         importance=importance,
         cost=cost,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -132,6 +133,20 @@ class GgufTarget(_Strict):
     def solver(self) -> GptqTarget:
         """The settings of GPTQ's engine, which chooses codes on each type's own scales."""
         return GptqTarget(format="gptq", quality=self.quality)
+
+
+def mark(target: GgufTarget, others: Iterable[GgufTarget]) -> str:
+    """What tells a target from the others of its type: "gptq" its codes, "static" that no importance weighed them, or both;
+    empty for the one that needs no word. It stands in the file's name, and static is what the Hub calls such files."""
+    alike = [each for each in others if each.label == target.label]
+    coded = target.codes == "gptq" and any(each.codes != "gptq" for each in alike)
+    static = not target.imatrix and any(each.imatrix for each in alike if each.codes == target.codes)
+    return "-".join([*(["gptq"] if coded else []), *(["static"] if static else [])])
+
+
+def has_peer(target: Target) -> bool:
+    """Whether llama.cpp has a quantised file of the same type."""
+    return target.format == "gguf" and target.type not in ("auto", "F32", "F16", "BF16")
 
 
 class GptqRule(_Strict):

@@ -19,6 +19,7 @@ from quantkit.manifest import (
     CheckRecord,
     FileRecord,
     MemoryRecord,
+    PeerRecord,
     SampleRecord,
     SpeedRecord,
     TargetRecord,
@@ -34,10 +35,11 @@ from quantkit.values import F32, Artefact, CheckResult, Importance, Row, Snapsho
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """text: name -> sha256 of the evaluation text, empty when nothing was checked."""
+    """text: name -> sha256 of the evaluation text, empty when nothing was checked. peers: others' files of the same types."""
 
     text: Mapping[str, str]
     targets: tuple[TargetRecord, ...]
+    peers: tuple[PeerRecord, ...] = ()
 
 
 def prepare(job: Job) -> Evaluation | None:
@@ -189,6 +191,8 @@ def _recorded(
         name=plan.name,
         format=plan.target.format,
         type=plan.target.label,
+        codes="gptq" if plan.solved else "search",
+        mark=plan.mark,
         files=[
             FileRecord(name=str(file.path.relative_to(job.work)), nbytes=file.nbytes, sha256=file.sha256)
             for file in artefact.files

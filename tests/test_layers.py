@@ -16,6 +16,7 @@ LAYERS = [
         "pipeline",
         "job",
         "making",
+        "peer_files",
         "fitting",
         "solving",
         "verification",

@@ -99,10 +99,34 @@ def test_values_of_another_kind(addition, said):
         parse(GOOD + addition, "r", "r.yaml")
 
 
-def test_two_targets_of_one_file_are_refused():
-    text = "source: x\ntargets: [{format: gguf, type: Q4_0}, {format: gguf, type: Q4_0, imatrix: true}]\ncalibration: {}\n"
-    with pytest.raises(RecipeError, match="two targets would both be the file of Q4_0"):
+def test_targets_of_one_type_may_differ_in_codes_and_importance():
+    text = "source: x\ncalibration: {}\ntargets:\n" + "".join(
+        f"  - {{format: gguf, type: Q4_0, codes: {codes}, imatrix: {imatrix}}}\n"
+        for codes in ("search", "gptq")
+        for imatrix in ("true", "false")
+    )
+    made = parse(text, "r", "r.yaml").recipe
+    assert [made.mark(target) for target in made.targets] == ["", "static", "gptq", "gptq-static"]
+    assert len({target.name for target in made.targets}) == len({made.digest(target) for target in made.targets}) == 4
+    for keep, marks in (((0, 2), ["", "gptq"]), ((1, 2), ["", "gptq"]), ((2, 3), ["", "static"]), ((3,), [""])):
+        some = made.model_copy(update={"targets": tuple(made.targets[n] for n in keep)})
+        assert [some.mark(target) for target in some.targets] == marks
+
+
+@pytest.mark.parametrize("other", ["rules: [{match: '*', type: Q8_0}]", "quality: high", "imatrix: false"])
+def test_targets_that_differ_otherwise_are_refused(other):
+    text = f"source: x\ntargets: [{{format: gguf, type: Q4_0}}, {{format: gguf, type: Q4_0, {other}}}]\n"
+    with pytest.raises(RecipeError, match="the same target twice: gguf-Q4_0; remove one, or make them by two recipes"):
         parse(text, "r", "r.yaml")
+
+
+def test_peers_want_a_target_that_they_make_too():
+    made = parse(GOOD + "checks: {peers: [llama.cpp]}\n", "r", "r.yaml").recipe
+    assert made.checks.peers == ("llama.cpp",)
+    for target in ("format: gguf, type: F16", "format: gguf, type: auto, size: 95MB", "format: onnx"):
+        with pytest.raises(RecipeError, match=r"checks.peers: llama.cpp makes GGUF files of stock quantised types"):
+            parse(f"source: x\ntargets: [{{{target}}}]\nchecks: {{peers: [llama.cpp]}}\n", "r", "r.yaml")
+    assert "did you mean llama.cpp?" in "\n".join(faults(GOOD + "checks: {peers: [lama.cpp]}\n"))
 
 
 def test_digest_covers_what_determines_the_bytes_and_nothing_else():

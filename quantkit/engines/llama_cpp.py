@@ -75,7 +75,7 @@ class Loaded:
         finally:
             self.library.llama_batch_free(batch)
         if status != 0:
-            raise ResourceError(f"llama.cpp's forward of {count} tokens ended with status {status}: {_reason()}")
+            raise ResourceError(f"llama.cpp's forward of {count} tokens ended with status {status}: {reason()}")
 
     def logits(self, count: int) -> F32:
         """Of the last forward's `count` outputs. A copy: the engine's own buffer changes with the next forward."""
@@ -107,7 +107,7 @@ def load(path: Path, *, context: int, micro_batch: int, threads: int, exact: boo
         raise SourceError(f"{path}: no such file")
     model = library.llama_model_load_from_file(str(path).encode(), _model_settings(library))
     if not model:
-        raise SourceError(f"llama.cpp does not load {path}: {_reason()}")
+        raise SourceError(f"llama.cpp does not load {path}: {reason()}")
     settings = library.llama_context_default_params()
     settings.n_ctx = settings.n_batch = context
     settings.n_ubatch = micro_batch
@@ -120,7 +120,7 @@ def load(path: Path, *, context: int, micro_batch: int, threads: int, exact: boo
     state = library.llama_init_from_model(model, settings)
     if not state:
         library.llama_model_free(model)
-        raise ResourceError(f"llama.cpp makes no context of {context} tokens for {path}: {_reason()}")
+        raise ResourceError(f"llama.cpp makes no context of {context} tokens for {path}: {reason()}")
     return Loaded(library, model, state)
 
 
@@ -199,7 +199,7 @@ def open_vocabulary(path: Path) -> Vocabulary:
     settings.vocab_only = True
     model = library.llama_model_load_from_file(str(path).encode(), settings)
     if not model:
-        raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {_reason()}")
+        raise SourceError(f"llama.cpp does not load the vocabulary of {path}: {reason()}")
     return Vocabulary(library, model, library.llama_model_get_vocab(model), name())
 
 
@@ -270,7 +270,8 @@ def _keep(library: Any) -> Any:
     return library.llama_log_callback(keep)
 
 
-def _reason() -> str:
+def reason() -> str:
+    """What llama.cpp said last of a failure."""
     lines = [line.strip() for line in "".join(_log).splitlines()]
     faults = [line for line in lines if any(word in line.lower() for word in ("error", "fail", "invalid", "unknown"))]
     return "; ".join(dict.fromkeys(faults or lines[-3:])) or "it gave no reason"

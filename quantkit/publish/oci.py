@@ -57,15 +57,15 @@ def reference(text: str) -> Reference:
     return Reference(host, name, tag)
 
 
-def obstacle(destination: OciPublish, types: Sequence[str]) -> str | None:
-    """What would keep `publish` from this destination, without the network; `types`: those of the recipe's GGUF targets."""
+def obstacle(destination: OciPublish, titles: Sequence[str]) -> str | None:
+    """What would keep `publish` from this destination, without the network; `titles`: those of the recipe's GGUF targets."""
     try:
         to = reference(destination.oci)
     except InputError as error:
         return str(error)
-    if not types:
+    if not titles:
         return f"oci: {destination.oci}: the recipe makes no GGUF to push: add a target {{format: gguf, type: Q4_K_M}}"
-    longest = max((tagged(to.tag, type, len(types)) for type in types), key=len)
+    longest = max((tagged(to.tag, title, len(titles)) for title in titles), key=len)
     if len(longest) > _LONGEST_TAG:
         return f"oci: {destination.oci}: the tag {longest} has {len(longest)} characters, of {_LONGEST_TAG}; shorten it"
     return None
@@ -97,13 +97,13 @@ def publish(
     for blob in {blob.digest: blob for package in made.values() for blob in package.blobs}.values():
         registry.push_blob(there, blob, progress)
     first = next((target for target in ggufs if target.verdict == "pass"), ggufs[0])
-    tags = {tagged(to.tag, target.type, len(ggufs)): target for target in ggufs} | {to.tag: first}
+    tags = {tagged(to.tag, target.title, len(ggufs)): target for target in ggufs} | {to.tag: first}
     for tag, target in tags.items():
         package = made[target.name]
         registry.push_manifest(there, tag, package.manifest, packages.MANIFEST, package.digest)
     return f"{to.host}/{to.name}@{made[first.name].digest}"
 
 
-def tagged(tag: str, type: str, several: int) -> str:
+def tagged(tag: str, title: str, several: int) -> str:
     """The tag of one GGUF among `several`."""
-    return f"{tag}-{type.lower()}" if several > 1 else tag
+    return f"{tag}-{title.lower().replace(' ', '-')}" if several > 1 else tag

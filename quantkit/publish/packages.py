@@ -102,7 +102,7 @@ def modelpack(files: Mapping[str, Path], licences: Sequence[str], manifest: Mani
             sourceURL=source.uri,
             revision=source.commit,
             licenses=[named] if (named := spdx(source)) else None,
-            title=f"{source.name} {target.type}",
+            title=f"{source.name} {target.title}",
         ),
         "config": _present(
             architecture="transformer",
@@ -164,11 +164,11 @@ def _annotations(manifest: Manifest, target: TargetRecord) -> dict[str, str]:
     source = manifest.source
     said = _present(
         created=manifest.created,
-        title=f"{source.name} {target.type}",
+        title=f"{source.name} {target.title}",
         source=source.uri,
         revision=source.commit,
         licenses=spdx(source),
-        description=f"{source.name} as GGUF {target.type}, by quantkit {manifest.quantkit}, recipe {manifest.recipe.digest}",
+        description=f"{source.name} as GGUF {target.title}, by quantkit {manifest.quantkit}, recipe {manifest.recipe.digest}",
     )
     return {f"org.opencontainers.image.{key}": value for key, value in said.items()}
 

@@ -11,7 +11,7 @@ import yaml
 from quantkit import footprint
 from quantkit.manifest import Manifest
 from quantkit.report import figures as fig
-from quantkit.report import layers
+from quantkit.report import layers, peers
 from quantkit.report.markdown import code, fenced, plain, table
 
 
@@ -25,6 +25,7 @@ def card(manifest: Manifest) -> str:
         *_notes(manifest),
         "## Results",
         results(manifest),
+        *_section("Others' files of the same types", _beside(manifest)),
         "## Can I run it?",
         machines(manifest),
         "## How to run",
@@ -106,13 +107,33 @@ def results(manifest: Manifest) -> str:
     return f"{table(heads, rows)}\n\n{note}"
 
 
+def _beside(manifest: Manifest) -> str:
+    """What peers make of the same types, measured in the same run."""
+    columns = fig.quality(manifest)
+    rows = [
+        (
+            plain(each.peer.title),
+            fig.size(each.peer.nbytes),
+            fig.number(each.peer.bits_per_weight, 2),
+            *(column.cell(each.figures) for column in columns),
+            ", ".join(f"{plain(title)} {fig.times(ratio)}" for title, ratio in each.ratios),
+        )
+        for each in peers.beside(manifest)
+    ]
+    if not rows:
+        return ""
+    heads = ("File", "Size", "Bits per weight", *(c.head for c in columns), "KLD, ours over its")
+    note = "Made of the same weights with the same importance, measured in this run as ours are, and deleted."
+    return f"{table(heads, rows)}\n\n{note}"
+
+
 def machines(manifest: Manifest) -> str:
     """The largest context of every artefact by machine."""
     rows = []
     for target in manifest.targets:
         contexts = fig.fits(target).values() if target.memory else ()
         cells = ["no" if context is None else f"{context:,}" for context in contexts] or ["–"] * len(footprint.MACHINES)
-        rows.append((target.type, *cells))
+        rows.append((target.title, *cells))
     drawn = table(("Artefact", *(f"{machine} GB" for machine in footprint.MACHINES)), rows)
     reserve = footprint.OS_RESERVE / footprint.GiB
     most = [
@@ -127,7 +148,7 @@ def machines(manifest: Manifest) -> str:
 def checks(manifest: Manifest) -> str:
     """What every check of every artefact found; empty where none ran."""
     rows = [
-        (plain(target.type), check.check, f"{fig.MARKS[check.verdict]} {check.verdict}", plain(check.summary))
+        (plain(target.title), check.check, f"{fig.MARKS[check.verdict]} {check.verdict}", plain(check.summary))
         for target in manifest.targets
         for check in target.checks
     ]
@@ -141,7 +162,7 @@ def _section(head: str, text: str) -> tuple[str, ...]:
 def _memory(manifest: Manifest) -> str:
     rows = [
         (
-            plain(target.type),
+            plain(target.title),
             f"{point.context:,}",
             "–" if point.predicted is None else fig.memory(point.predicted),
             "–" if point.measured is None else fig.memory(point.measured),
@@ -155,7 +176,7 @@ def _memory(manifest: Manifest) -> str:
 
 def _errors(manifest: Manifest) -> str:
     rows = [
-        (plain(target.type), code(role.role), f"{role.mean:.4f}", f"{role.greatest:.4f} in block {role.block}")
+        (plain(target.title), code(role.role), f"{role.mean:.4f}", f"{role.greatest:.4f} in block {role.block}")
         for target in manifest.targets
         for role in layers.roles(layers.errors(target))
     ]
@@ -220,7 +241,8 @@ def _limits(manifest: Manifest) -> str:
             f"{fig.memory(manifest.machine.memory_bytes)})."
         )
     said += [
-        f"{target.type}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} ({plain(fallback.reason)})."
+        f"{target.title}: {len(fallback.tensors)} tensors are {fallback.type}, not {fallback.wanted} "
+        f"({plain(fallback.reason)})."
         for target in manifest.targets
         for fallback in fig.fallbacks(target)
     ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from quantkit.manifest import CostRecord, MachineRecord, Manifest, SampleRecord, TargetRecord, Verdict
+from quantkit.manifest import CostRecord, MachineRecord, Manifest, PeerRecord, SampleRecord, TargetRecord, Verdict
 from quantkit.report import figures, layers, peers
 from quantkit.report.figures import Figures
 
@@ -117,6 +118,8 @@ class Target(_Frozen):
     name: str
     format: str
     type: str
+    codes: str  # search or gptq: how they were chosen
+    mark: str  # what tells it from others of its type
     file: str  # the one to open
     verdict: Verdict
     nbytes: int
@@ -146,6 +149,22 @@ class Source(_Frozen):
     already_quantised: str | None
 
 
+class Peer(_Frozen):
+    """Another maker's file of a target's type, of the same weights and importance, measured in the same run and deleted.
+    kld_ratios: target's name -> its mean KL divergence over this file's."""
+
+    maker: str
+    type: str
+    mark: str
+    nbytes: int
+    bits_per_weight: float
+    engine: str
+    quality: Quality
+    kld_ratios: dict[str, float]
+    made_in_seconds: float
+    made_with_bytes: int  # peak RSS
+
+
 class Orientation(_Frozen):
     """What a type's makers published, of another model and text."""
 
@@ -168,8 +187,9 @@ class Report(_Frozen):
     text: dict[str, str]  # name -> sha256 of the evaluation text
     machine: MachineRecord
     cost: CostRecord | None
-    reach: dict[str, Reach]  # by the artefact's type
+    reach: dict[str, Reach]  # by the artefact's title
     targets: list[Target]
+    peers: list[Peer]
     orientation: list[Orientation]
     orientation_source: str
 
@@ -189,7 +209,7 @@ def of(manifest: Manifest) -> Report:
         machine=manifest.machine,
         cost=manifest.cost,
         reach={
-            each.type: Reach(
+            each.title: Reach(
                 decode_ceiling=each.decode_ceiling,
                 decode=each.decode,
                 prefill_ceiling=each.prefill_ceiling,
@@ -198,6 +218,7 @@ def of(manifest: Manifest) -> Report:
             for each in figures.reach(manifest)
         },
         targets=[_target(target, manifest.machine.bandwidth) for target in manifest.targets],
+        peers=[_peer(peer, manifest.targets) for peer in manifest.peers],
         orientation=[
             Orientation(type=peer.type, bits_per_weight=peer.bits_per_weight, mean_kld=peer.kld) for peer in peers.LLAMA_CPP
         ],
@@ -217,6 +238,8 @@ def _target(target: TargetRecord, bandwidth: float | None) -> Target:
         name=target.name,
         format=target.format,
         type=target.type,
+        codes=target.codes,
+        mark=target.mark,
         file=target.file,
         verdict=target.verdict,
         nbytes=target.nbytes,
@@ -247,6 +270,22 @@ def _target(target: TargetRecord, bandwidth: float | None) -> Target:
         samples=target.samples,
         made_in_seconds=target.seconds,
         made_with_bytes=target.peak_rss_bytes,
+    )
+
+
+def _peer(peer: PeerRecord, targets: Sequence[TargetRecord]) -> Peer:
+    ratios = {target.name: peers.kld_ratio(target, peer) for target in targets if target.name in peer.targets}
+    return Peer(
+        maker=peer.maker,
+        type=peer.type,
+        mark=peer.mark,
+        nbytes=peer.nbytes,
+        bits_per_weight=peer.bits_per_weight,
+        engine=next((check.engine for check in peer.checks), ""),
+        quality=_quality(figures.figures(peer)),
+        kld_ratios={name: ratio for name, ratio in ratios.items() if ratio is not None and math.isfinite(ratio)},
+        made_in_seconds=peer.seconds,
+        made_with_bytes=peer.peak_rss_bytes,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from quantkit import footprint
-from quantkit.manifest import CheckRecord, Manifest, SourceRecord, TargetRecord, Verdict
+from quantkit.manifest import CheckRecord, Manifest, PeerRecord, SourceRecord, TargetRecord, Verdict
 
 MARKS = {"pass": "✓", "fail": "✗", "unresolved": "?", "unchecked": "–", "report": "·"}
 """A sign for every verdict, so that none relies on colour."""
@@ -78,14 +78,14 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Greedy answers to one prompt; `artefacts` holds (type, answer)."""
+    """Greedy answers to one prompt; `artefacts` holds (title, answer)."""
 
     prompt: str
     original: str
     artefacts: tuple[tuple[str, str], ...]
 
 
-def measured(target: TargetRecord, check: str, key: str) -> float | None:
+def measured(target: TargetRecord | PeerRecord, check: str, key: str) -> float | None:
     """A number that a check of an artefact gave; None where there is none."""
     found = next((record.values.get(key) for record in target.checks if record.check == check), None)
     return None if isinstance(found, str) else found
@@ -96,10 +96,10 @@ def spread(target: TargetRecord, part: str) -> tuple[float | None, float | None]
     return measured(target, "latency", f"{part}_ratio_min"), measured(target, "latency", f"{part}_ratio_max")
 
 
-def figures(target: TargetRecord) -> Figures:
-    """The figures of one artefact."""
+def figures(target: TargetRecord | PeerRecord) -> Figures:
+    """The figures of one artefact, or of a peer's file, whose speed nobody measures."""
     value = partial(measured, target)
-    speed, baseline = target.speed, target.baseline
+    speed, baseline = (target.speed, target.baseline) if isinstance(target, TargetRecord) else (None, None)
     prefill, decode = value("latency", "prefill_ratio"), value("latency", "decode_ratio")  # medians over rounds
     if speed and baseline:
         prefill = prefill or speed.prefill_tokens_per_s / baseline.prefill_tokens_per_s
@@ -188,15 +188,15 @@ def answers(manifest: Manifest) -> list[Answers]:
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for target in manifest.targets:
         for sample in target.samples:
-            groups.setdefault((sample.prompt, sample.original), []).append((target.type, sample.artefact))
+            groups.setdefault((sample.prompt, sample.original), []).append((target.title, sample.artefact))
     return [Answers(prompt, original, tuple(given)) for (prompt, original), given in groups.items()]
 
 
 def ceilings(manifest: Manifest) -> list[tuple[float, list[tuple[str, float]]]]:
-    """[(bandwidth, [(type, tokens/s)])]: a common desktop's, and this machine's where it was measured."""
+    """[(bandwidth, [(title, tokens/s)])]: a common desktop's, and this machine's where it was measured."""
     bandwidths = [DESKTOP, *([manifest.machine.bandwidth] if manifest.machine.bandwidth else [])]
     return [
-        (width, [(t.type, most) for t in manifest.targets if (most := ceiling(t, width)) is not None]) for width in bandwidths
+        (width, [(t.title, most) for t in manifest.targets if (most := ceiling(t, width)) is not None]) for width in bandwidths
     ]
 
 
@@ -204,7 +204,7 @@ def ceilings(manifest: Manifest) -> list[tuple[float, list[tuple[str, float]]]]:
 class Reach:
     """What memory and matrix products of this machine allow, tokens/s, beside what was measured; None where neither was."""
 
-    type: str
+    title: str
     decode_ceiling: float | None
     decode: float | None
     prefill_ceiling: float | None
@@ -220,7 +220,7 @@ def reach(manifest: Manifest) -> list[Reach]:
         multiplied = sum(math.prod(each.shape) for each in target.tensors if each.source and len(each.shape) > 1)
         found.append(
             Reach(
-                target.type,
+                target.title,
                 ceiling(target, here.bandwidth) if here.bandwidth else None,
                 target.speed.decode_tokens_per_s,
                 footprint.prefill_ceiling(here.flops, multiplied, here.instruction_sets) if here.flops and multiplied else None,

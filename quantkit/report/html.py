@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from quantkit import footprint
-from quantkit.manifest import Manifest, TargetRecord
+from quantkit.manifest import Manifest, PeerRecord, TargetRecord
 from quantkit.report import figures, layers, peers, plots
 
 
@@ -39,6 +39,8 @@ def render(manifest: Manifest) -> str:
         memory={target.name: figures.memory_points(target) for target in manifest.targets},
         published=[(peer, peer.size(manifest.source.parameters)) for peer in peers.LLAMA_CPP],
         published_source=peers.SOURCE,
+        curves=[(Markup(key), name) for key, name in plots.legend(_points(manifest))],
+        beside=peers.beside(manifest),
         key=lambda n, line: Markup(plots.key(n, line=line)),
         answers=figures.answers(manifest),
         ceilings=figures.ceilings(manifest),
@@ -49,19 +51,21 @@ def render(manifest: Manifest) -> str:
 
 
 def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
-    """(title, note, SVG) of every drawing that the manifest has figures for; an artefact has one colour in all of them."""
+    """(title, note, SVG) of every drawing that the manifest has figures for; an artefact has one colour in all of them, but for
+    `_points`."""
     targets = list(enumerate(manifest.targets))
     drawings = []
-    points = [
-        plots.Point(target.type, n, target.nbytes, f.kld, f.kld_error or 0.0, target.verdict == "pass")
-        for n, target in targets
-        if (f := figures.figures(target)).kld is not None
-    ]
+    points = _points(manifest)
     if points:
         limits = {c.limits["max_mean"] for _, t in targets for c in t.checks if "max_mean" in c.limits}
         others = [(peer.type, peer.size(manifest.source.parameters), peer.kld) for peer in peers.LLAMA_CPP]
+        note = "Lower left is better. Hollow: not passed. "
+        if manifest.peers:
+            others = []  # what was measured here says more
+            note += f"Upright crosses: {_makers(manifest)}'s own files of the same types and importance, measured in this run."
+        else:
+            note += f"Grey crosses, for orientation: {peers.SHORT}, at this model's size."
         svg = plots.size_against_divergence(points, min(limits, default=None), others)
-        note = f"Lower left is better. Hollow: not passed. Grey crosses, for orientation: {peers.SHORT}, at this model's size."
         drawings.append(("Size against divergence", note, svg))
     lines = _lines(manifest)
     if lines:
@@ -76,9 +80,37 @@ def _drawings(manifest: Manifest) -> list[tuple[str, str, Markup]]:
     return [(title, note, Markup(svg)) for title, note, svg in drawings]  # plots escapes
 
 
+def _points(manifest: Manifest) -> list[plots.Point]:
+    """Of every artefact whose divergence was measured, and of every peer's file. Where codes were chosen in several ways,
+    colours and signs are those of the curves."""
+    names = list(dict.fromkeys(curve for target in manifest.targets if (curve := peers.curve(target))))
+    records: list[tuple[int | None, TargetRecord | PeerRecord]] = []
+    for n, target in enumerate(manifest.targets):
+        curve = peers.curve(target)
+        records.append((n if len(names) < 2 else names.index(curve) if curve else len(names) + n, target))
+    return [
+        plots.Point(
+            record.title,
+            series,
+            record.nbytes,
+            found.kld,
+            found.kld_error or 0.0,
+            isinstance(record, PeerRecord) or record.verdict == "pass",
+            record.type,
+            peers.curve(record),
+        )
+        for series, record in [*records, *((None, peer) for peer in manifest.peers)]
+        if (found := figures.figures(record)).kld is not None
+    ]
+
+
+def _makers(manifest: Manifest) -> str:
+    return ", ".join(dict.fromkeys(peer.maker for peer in manifest.peers))
+
+
 def _lines(manifest: Manifest) -> list[plots.Line]:
     return [
-        plots.Line(target.type, n, [(point.context, point.predicted, point.measured) for point in points])
+        plots.Line(target.title, n, [(point.context, point.predicted, point.measured) for point in points])
         for n, target in enumerate(manifest.targets)
         if (points := figures.memory_points(target))
     ]
@@ -95,7 +127,7 @@ def _bars(targets: Sequence[TargetRecord], key: str) -> list[plots.Bar]:
             continue
         label = target.baseline_label or "unquantised"
         bars = groups.setdefault((label, target.baseline.engine), [plots.Bar(label, None, base)])
-        bars.append(plots.Bar(target.type, n, rate, ratio, *figures.spread(target, key)))
+        bars.append(plots.Bar(target.title, n, rate, ratio, *figures.spread(target, key)))
     return [bar for bars in groups.values() for bar in bars]
 
 

@@ -1,8 +1,13 @@
-"""What others have published of the same types: for orientation beside a plot, never for a gate."""
+"""What others make of the same types: what they published of another model, for orientation, and their files that this run made
+and measured; never for a gate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from quantkit.manifest import Manifest, PeerRecord, TargetRecord
+from quantkit.report import figures
+from quantkit.report.figures import Figures
 
 SOURCE = "llama.cpp, tools/perplexity/README.md: Llama 3 8B on wikitext-2, against its F16 logits, without importance"
 SHORT = "llama.cpp's own figures of Llama 3 8B"
@@ -37,3 +42,39 @@ LLAMA_CPP = (
     Published("Q2_K", 2.96 * _GiB, 0.445132),
 )
 """The smallest last. Another model loses more or less at the same bits: Llama 2 7B two fifths of this as Q4_K_M."""
+
+
+def curve(record: TargetRecord | PeerRecord) -> str:
+    """The curve of divergence by size that a GGUF file lies on: its maker's, or how its codes were chosen; "" for no curve."""
+    if isinstance(record, PeerRecord):
+        name = f"{record.maker}, measured here"
+    else:
+        name = f"codes: {record.codes}" if record.format == "gguf" else ""
+    return f"{name}, static" if name and record.mark.endswith("static") else name
+
+
+def kld_ratio(target: TargetRecord, peer: PeerRecord) -> float | None:
+    """The artefact's mean KL divergence over that of a peer's file of the same type."""
+    ours, theirs = figures.figures(target).kld, figures.figures(peer).kld
+    return ours / theirs if ours is not None and theirs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A peer's file, its figures, and of the artefacts of its type (title, KLD ratio)."""
+
+    peer: PeerRecord
+    figures: Figures
+    ratios: tuple[tuple[str, float | None], ...]
+
+
+def beside(manifest: Manifest) -> list[Beside]:
+    """Every peer's file beside what it was measured for."""
+    return [
+        Beside(
+            peer,
+            figures.figures(peer),
+            tuple((target.title, kld_ratio(target, peer)) for target in manifest.targets if target.name in peer.targets),
+        )
+        for peer in manifest.peers
+    ]

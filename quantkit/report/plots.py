@@ -72,14 +72,20 @@ def decades(values: Sequence[float], start: float, end: float) -> Axis:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """An artefact's size, bytes, and mean KL divergence with its standard error; `series` is its colour and sign."""
+    """An artefact's size, bytes, and mean KL divergence with its standard error; `series` is its colour and sign, None of a
+    peer's file, which has a plain cross. type: what is written beside it, once for those that lie together."""
 
     label: str
-    series: int
+    series: int | None
     nbytes: float
     kld: float
     error: float
     passed: bool
+    type: str
+    curve: str = ""  # the one that it lies on
+
+
+CURVES = 4  # dash patterns that the page defines
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,8 @@ class Bar:
 def size_against_divergence(
     points: Sequence[Point], limit: float | None, published: Sequence[tuple[str, float, float]] = ()
 ) -> str:
-    """A point per artefact, the limit as a dotted line, and for orientation others' points: (label, bytes, mean KLD).
+    """A point per artefact, those of one curve joined, the limit as a dotted line, and for orientation others' points: (label,
+    bytes, mean KLD).
 
     Divergence is on a logarithmic scale: types differ by factors.
     """
@@ -126,15 +133,37 @@ def size_against_divergence(
         said = f"{label}, published: {nbytes / scale:.2f} {unit}, mean KLD {kld:.4f}"
         cross = f'<path class="k" d="M{across - 3:.1f} {up - 3:.1f}l6 6m0 -6l-6 6"/>'
         marks.append(f"<g><title>{escape(said)}</title>{cross}{_text(across - 6, up + 12, label, 'end', 'k')}</g>")
+    for n, (name, along) in enumerate(_curves(points).items()):
+        path = "L".join(f"{x.at(point.nbytes / scale):.1f} {y.at(point.kld):.1f}" for point in along)
+        if len(along) > 1:
+            marks.append(f'<path class="e d{n % CURVES}" d="M{path}"><title>{escape(name)}</title></path>')
     spots = [(x.at(point.nbytes / scale), y.at(point.kld)) for point in points]
-    for n, (point, (across, up)) in enumerate(zip(points, spots, strict=True)):
+    for point, (across, up) in zip(points, spots, strict=True):
         span = f"M{across:.1f} {y.at(point.kld + point.error):.1f}V{y.at(point.kld - point.error):.1f}"
         said = f"{point.label}: {point.nbytes / scale:.2f} {unit}, mean KLD {point.kld:.4f} ± {point.error:.4f}"
+        colour = "i" if point.series is None else f"s{point.series % SERIES}"
         marks.append(
-            f'<g><title>{escape(said)}</title><path class="w s{point.series % SERIES}" d="{span}"/>'
-            f"{_sign(across, up, point.series, hollow=not point.passed)}{_label(point.label, n, [*spots, *around])}</g>"
+            f'<g><title>{escape(said)}</title><path class="w {colour}" d="{span}"/>'
+            f"{_sign(across, up, point.series, hollow=not point.passed)}</g>"
         )
+    marks += _labels([(point.type, *spot) for point, spot in zip(points, spots, strict=True)], around)
     return _svg(marks, "Size of each artefact against its mean KL divergence from the original")
+
+
+def legend(points: Sequence[Point]) -> list[tuple[str, str]]:
+    """(key, name) of every curve: its line, and the sign that all of its points have; nothing where one point is all."""
+    found, entries = _curves(points), []
+    for n, (name, along) in enumerate(found.items()):
+        line = f'<path class="e d{n % CURVES}" d="M1 7H35"/>' if len(along) > 1 else ""
+        sign = _sign(18, 7, along[0].series) if len({point.series for point in along}) == 1 else ""
+        entries.append((f'<svg viewBox="0 0 36 14" aria-hidden="true">{line}{sign}</svg>', name))
+    return entries if len(found) > 1 or any(len(along) > 1 for along in found.values()) else []
+
+
+def _curves(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each curve by size, curves in the order of their first points."""
+    names = dict.fromkeys(point.curve for point in points if point.curve)
+    return {name: sorted((p for p in points if p.curve == name), key=lambda p: (p.nbytes, -p.kld)) for name in names}
 
 
 def memory_against_context(series: Sequence[Line], machines: Mapping[int, float]) -> str:
@@ -266,20 +295,43 @@ def _rule(height: float, *, right: int = RIGHT) -> str:
     return f'<path class="r" d="M{LEFT} {height:.1f}H{WIDTH - right}"/>'
 
 
-def _label(text: str, n: int, spots: Sequence[tuple[float, float]]) -> str:
-    """The n-th spot's label: right of it, left of it or above it, where neither a spot nor the edge is near."""
-    x, y = spots[n]
-    need = 7.5 * len(text) + 18
-    beside = [other - x for k, (other, up) in enumerate(spots) if k != n and abs(up - y) < 16]
-    if x + need < WIDTH and not any(0 <= gap < need for gap in beside):
-        return _text(x + 9, y + 4, text, "start", "l")
-    if x - need > LEFT and not any(-need < gap <= 0 for gap in beside):
-        return _text(x - 9, y + 4, text, "end", "l")
-    return _text(min(max(x, need / 2), WIDTH - need / 2), y - 10, text, "middle", "l")
+def _labels(points: Sequence[tuple[str, float, float]], others: Sequence[tuple[float, float]]) -> list[str]:
+    """A label for every point (text, x, y), one for those of a text that lie together, where it hides neither a point, nor one
+    of `others`, nor a label that is there: beside the uppermost, beside the lowest, below, else above."""
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in (*((x, y) for _, x, y in points), *others)]
+    groups: list[list[tuple[str, float, float]]] = []
+    for text, x, y in sorted(points, key=lambda point: point[2]):
+        near = [group for group in groups if group[0][0] == text and abs(group[0][1] - x) < 24 and abs(group[-1][2] - y) < 48]
+        if near:
+            near[0].append((text, x, y))
+        else:
+            groups.append([(text, x, y)])
+    marks = []
+    for group in groups:
+        (text, x, y), (_, under, low) = group[0], group[-1]
+        wide = 7.5 * len(text)
+        beside = [(at + gap, up + 4, side) for at, up in ((x, y), (under, low)) for gap, side in ((9, "start"), (-9, "end"))]
+        above = (min(max(x, LEFT + wide / 2), WIDTH - wide / 2), y - 10, "middle")
+        for at, up, side in (*beside, (under, low + 19, "middle"), above):
+            left = at - {"start": 0, "middle": wide / 2, "end": wide}[side]
+            box = (left, up - 10, left + wide, up + 2)
+            within = left >= LEFT and box[2] <= WIDTH and up < HEIGHT - BOTTOM
+            if within and not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        marks.append(_text(at, up, text, side, "l"))
+    return marks
 
 
-def _sign(x: float, y: float, n: int, *, hollow: bool = False) -> str:
-    """The n-th series' sign: disc, square, diamond, triangle; hollow for what failed."""
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Of boxes (left, top, right, bottom)."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _sign(x: float, y: float, n: int | None, *, hollow: bool = False) -> str:
+    """The n-th series' sign: disc, square, diamond, triangle; hollow for what failed; an upright cross for none."""
+    if n is None:
+        return f'<path class="i" d="M{x - 5:.1f} {y:.1f}h10M{x:.1f} {y - 5:.1f}v10"/>'
     shapes = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
         f'<rect x="{x - 4.5:.1f}" y="{y - 4.5:.1f}" width="9" height="9"',

@@ -423,6 +423,7 @@ def test_recipes_that_cannot_be_pushed() -> None:
     assert "the recipe makes no GGUF to push" in str(oci.obstacle(to, []))
     assert oci.obstacle(to, ["Q4_K_M"]) is None
     assert "-q4_k_m has 132 characters, of 128" in str(oci.obstacle(to, ["Q4_K_M", "Q8_0"]))
+    assert "-q4_k_m-gptq has 137 characters, of 128" in str(oci.obstacle(to, ["Q4_K_M", "Q4_K_M gptq"]))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from quantkit.manifest import (
     MachineRecord,
     Manifest,
     MemoryRecord,
+    PeerRecord,
     RecipeRecord,
     SampleRecord,
     SourceRecord,
@@ -295,3 +296,21 @@ def several() -> Manifest:
     }
     with_cloze = fine.model_copy(update={"checks": [*fine.checks, cloze]})
     return manifest.model_copy(update={"targets": [small, with_cloze, worst, solved.model_copy(update=changes)]})
+
+
+def coded() -> Manifest:
+    """Q4_K_M and Q2_K, each by the search and by GPTQ's engine, and llama.cpp's own files of both."""
+    manifest = sample()
+    searched, targets = manifest.targets, []
+    for each in searched:
+        targets += [each, each.model_copy(update={"name": f"{each.name}-gptq", "codes": "gptq", "mark": "gptq"})]
+    half = checks(1.01, 0.01, 0.95, 1.9, good=True)
+    targets[1] = targets[1].model_copy(update={"checks": half})
+    peers = [
+        PeerRecord(
+            maker="llama.cpp", type=each.type, targets=[each.name, f"{each.name}-gptq"], nbytes=each.nbytes, seconds=9.5,
+            bits_per_weight=each.bits_per_weight, peak_rss_bytes=600 << 20, checks=checks(1.1, kld, 0.9, 1.0, good=True)[1:3],
+        )
+        for each, kld in zip(searched, (0.04, 0.5), strict=True)
+    ]  # fmt: skip
+    return manifest.model_copy(update={"targets": targets, "peers": peers})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report.sample_manifest import HOSTILE, sample, several
+from report.sample_manifest import HOSTILE, coded, sample, several
 
 from quantkit.manifest import Manifest
 from quantkit.report import card
@@ -122,3 +122,11 @@ def test_sections_without_figures_are_left_out() -> None:
     changes = {"checks": [], "speed": None, "memory": [], "samples": [], "tensors": [], "verdict": "unchecked"}
     text = card.card(manifest.model_copy(update={"targets": [manifest.targets[0].model_copy(update=changes)]}))
     assert not {"## Checks", "## Memory", "## Errors by kind of tensor", "## Answers"} & set(text.splitlines())
+
+
+def test_others_files_of_the_same_types_are_beside() -> None:
+    text = card.card(coded()).partition("## Others' files of the same types")[2].partition("## Can I run it?")[0]
+    assert r"| llama.cpp Q4\_K\_M | 105.5 MB | 6.27 |" in text
+    assert r"| Q4\_K\_M 0.41×, Q4\_K\_M gptq 0.25× |" in text
+    assert "deleted" in text
+    assert "Others' files" not in card.card(sample())

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from report.sample_manifest import sample
+from report.sample_manifest import coded, sample
 
 from quantkit.report import contents, figures
 
@@ -66,3 +66,15 @@ def test_figures_that_json_cannot_hold_are_left_out() -> None:
     report = contents.of(manifest.model_copy(update={"targets": [broken]}))
     assert report.targets[0].layers == []
     json.loads(report.model_dump_json(), parse_constant=pytest.fail)
+
+
+def test_peers_are_data_too() -> None:
+    report = contents.of(coded())
+    assert [(peer.maker, peer.type) for peer in report.peers] == [("llama.cpp", "Q4_K_M"), ("llama.cpp", "Q2_K")]
+    first = report.peers[0]
+    assert first.quality.mean_kld == contents.Measure(value=0.04, error=0.04 / 12)
+    assert first.kld_ratios == pytest.approx({"gguf-Q4_K_M": 0.41, "gguf-Q4_K_M-gptq": 0.25})
+    assert [(target.codes, target.mark) for target in report.targets[:2]] == [("search", ""), ("gptq", "gptq")]
+    assert set(report.reach) == {"Q4_K_M", "Q4_K_M gptq", "Q2_K", "Q2_K gptq"}
+    assert contents.Report.model_validate_json(report.model_dump_json()) == report
+    assert contents.of(sample()).peers == []

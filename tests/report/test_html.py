@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from report.browser import CHROMIUM, Browser
-from report.sample_manifest import HOSTILE, sample, several
+from report.sample_manifest import HOSTILE, coded, sample, several
 
 from quantkit.report.html import render
 
@@ -103,6 +103,54 @@ def test_what_the_machine_allows_and_what_it_took_are_said() -> None:
 def test_a_second_opinion_has_a_column_where_it_was_asked() -> None:
     assert '<th class="n">Cloze</th>' in render(several())
     assert "Cloze" not in render(sample())
+
+
+def test_codes_have_a_curve_each_and_so_have_peers() -> None:
+    page = render(coded())
+    plot = page.split("<h3>Size against divergence</h3>")[1].split("</figure>")[0]
+    assert re.findall(r'<path class="e d\d" d="M\S+ \S+L\S+ \S+"><title>(.*?)</title>', plot) == [
+        "codes: search", "codes: gptq", "llama.cpp, measured here",
+    ]  # fmt: skip
+    assert re.findall(r"</svg>([^<]+)</li>", plot) == ["codes: search", "codes: gptq", "llama.cpp, measured here"]
+    assert "Q4_K_M gptq: 105.45 MB, mean KLD 0.0100 ± 0.0008" in plot
+    assert "llama.cpp Q4_K_M: 105.45 MB, mean KLD 0.0400 ± 0.0033" in plot
+    assert len(re.findall(r">Q4_K_M<", plot.partition("</svg>")[0])) == 1
+    assert ", published: " not in plot, "what was measured here takes their place"
+    assert "llama.cpp's own files of the same types" in plot.replace("&#39;", "'")
+    assert "Others' files of the same types" in page
+    assert "Q4_K_M 0.41×, Q4_K_M gptq 0.25×" in page
+    assert '<h3>Q4_K_M gptq <span class="v pass">' in page
+
+
+def test_without_curves_there_is_no_legend_of_them() -> None:
+    plot = render(sample()).split("<h3>Size against divergence</h3>")[1].split("</figure>")[0]
+    assert re.findall(r"</svg>([^<]+)</li>", plot) == ["codes: search"]
+    [one, _] = sample().targets
+    alone = render(sample().model_copy(update={"targets": [one]}))
+    assert "codes: search" not in alone
+    assert "files of the same types" not in alone
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_browser_draws_the_curves_apart(tmp_path: Path, dark: bool) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(render(coded()), encoding="utf-8")
+    line = "[...document.querySelectorAll('svg path.e')].filter(p => p.querySelector('title'))"
+    with Browser(tmp_path / "profile") as browser:
+        for width in (360, 1280):
+            browser.open(page, width, dark=dark)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            dashes = browser.evaluate(f"{line}.map(p => getComputedStyle(p).strokeDasharray)")
+            assert len(dashes) == len(set(dashes)) == 3
+            ink = "rgb(230, 232, 235)" if dark else "rgb(27, 31, 36)"
+            assert browser.evaluate(f"{line}.map(p => getComputedStyle(p).stroke)") == [ink] * 3
+            seen = browser.evaluate(f"{line}.map(p => p.getTotalLength())")
+            assert all(length > 20 for length in seen)
+            fills = browser.evaluate(
+                "[...document.querySelectorAll('.key svg [class^=\"f s\"]')].slice(0, 2).map(s => getComputedStyle(s).fill)"
+            )
+            assert len(set(fills)) == 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -24,7 +24,7 @@ def test_a_logarithmic_axis_is_even_in_octaves() -> None:
 
 
 def points(*given: tuple[str, int, float, float, bool]) -> list[plots.Point]:
-    return [plots.Point(label, n, *rest) for n, (label, *rest) in enumerate(given)]
+    return [plots.Point(label, n, *rest, type=label) for n, (label, *rest) in enumerate(given)]
 
 
 @pytest.mark.parametrize(("least", "greatest"), [(67.3, 105.4), (0.1, 100.0), (5.0, 5.0), (0.0, 0.0), (3.9e3, 4.1e3)])
@@ -59,6 +59,60 @@ def test_points_lie_where_their_numbers_say() -> None:
     assert "Q4_K_M, published: 80.00 MB, mean KLD 0.0300" in svg
 
 
+def crowd() -> list[plots.Point]:
+    """Three types, each by the search, by GPTQ's engine and by a peer, a little apart."""
+    types = {"Q2_K": (70e6, 0.3), "Q4_0": (90e6, 0.1), "Q4_K_M": (105e6, 0.02)}
+    return [
+        plots.Point(f"{type} {curve}", series, nbytes, factor * kld, 1e-4, True, type, curve)
+        for series, (curve, factor) in enumerate((("search", 1.0), ("gptq", 0.8), ("peer", 2.0)))
+        for type, (nbytes, kld) in types.items()
+    ]
+
+
+def test_points_of_a_curve_are_joined_by_size() -> None:
+    given = crowd()
+    root = ET.fromstring(plots.size_against_divergence(given, None))
+    lines = {path[0].text: path for path in root.iter("path") if path.attrib["class"].startswith("e ")}
+    assert {name: path.attrib["class"] for name, path in lines.items()} == {"search": "e d0", "gptq": "e d1", "peer": "e d2"}
+    for series, sign in ((0, "circle"), (1, "rect")):
+        spots = [sorted(float(s.attrib.get("cx", s.attrib.get("x", 0))) for s in root.iter(sign))]
+        along = [float(spot.split()[0]) for spot in lines[given[3 * series].curve].attrib["d"].removeprefix("M").split("L")]
+        assert along == sorted(along)
+        assert along == pytest.approx([x + 4.5 * series for x in spots[0]], abs=0.11)
+    assert "search" not in plots.size_against_divergence(given[:1], None).split("</title>", 1)[1]
+
+
+def test_a_type_is_named_once_where_its_points_lie_together() -> None:
+    svg = plots.size_against_divergence(crowd(), None)
+    labels = re.findall(r'<text class="l" x="(\S+)" y="(\S+)" text-anchor="(\w+)">(\w+)<', svg)
+    assert sorted(text for *_, text in labels) == ["Q2_K", "Q4_0", "Q4_K_M"]
+    apart = [point for point in crowd() if point.type == "Q4_0"]
+    far = plots.Point("Q4_0 worse", 3, 90e6, 5.0, 0.0, True, "Q4_0")
+    assert plots.size_against_divergence([*apart, far], None).count(">Q4_0<") == 2
+    signs = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="(\S+)" cy="(\S+)"', svg)]
+    for x, y, anchor, text in labels:
+        wide, left = 7.5 * len(text), float(x)
+        left -= {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        assert not [spot for spot in signs if left < spot[0] < left + wide and float(y) - 10 < spot[1] < float(y) + 2]
+
+
+def test_a_legend_says_how_the_points_of_a_curve_look() -> None:
+    keys = {name: key for key, name in plots.legend(crowd())}
+    assert list(keys) == ["search", "gptq", "peer"]
+    assert all('class="e d' in key for key in keys.values())
+    assert "circle" in keys["search"]
+    assert "rect" in keys["gptq"]
+    one = [point for point in crowd() if point.type == "Q4_0"]
+    assert [(name, "e d" in key) for key, name in plots.legend(one)] == [("search", False), ("gptq", False), ("peer", False)]
+    cross = plots.Point("llama.cpp Q4_0", None, 9e7, 0.01, 0.0, True, "Q4_0", "llama.cpp")
+    assert 'class="i"' in {name: key for key, name in plots.legend([*one, cross])}["llama.cpp"]
+    assert plots.legend(one[:1]) == []
+    mixed = [plots.Point("a", n, 1e6 * n, 0.1, 0.0, True, "a", "search") for n in (1, 2)]
+    assert [("e d0" in key, "rect" in key) for key, _ in plots.legend(mixed)] == [(True, False)], (
+        "signs of its artefacts differ"
+    )
+
+
 def test_memory_shows_the_machine_that_suffices_and_those_that_do_not() -> None:
     GiB = 1 << 30
     machines = {8: 6.0, 12: 10.0, 16: 14.0, 24: 22.0}
@@ -86,14 +140,15 @@ def test_speeds_show_the_spread_of_their_rounds() -> None:
 def test_everything_drawn_lies_inside() -> None:
     long = [plots.Line(f"series {n}", n, [(512 << k, (n + 1) << (28 + k), None) for k in range(9)]) for n in range(6)]
     fast = plots.Bar("Q4", 0, 2000.0, 2000.0, 1000.0, 9000.0)
-    crowd = [(f"Q{n}_K_M", 300.0 + 40 * n, 10.0**-n) for n in range(2, 9)]
+    published = [(f"Q{n}_K_M", 300.0 + 40 * n, 10.0**-n) for n in range(2, 9)]
     drawings = [
         plots.memory_against_context(long, {8: 6, 64: 62}),
         plots.speed_bars([plots.Bar("F16", None, 1.0), fast], "tokens per second"),
         plots.layer_map({("attn_q", n): n / 80 for n in range(80)}),
         plots.layer_map({("a very long name of a role.with dots", 0): 0.1}),
         plots.size_against_divergence(points(("only", 500, 0.0, 0.0, True)), None),
-        plots.size_against_divergence(points(("one", 500, 0.1, 0.2, True)), 0.05, crowd),
+        plots.size_against_divergence(points(("one", 500, 0.1, 0.2, True)), 0.05, published),
+        plots.size_against_divergence(crowd(), 0.01),
     ]
     for svg in drawings:
         ET.fromstring(svg)

@@ -22,8 +22,9 @@ QUANTIZATION_VERSION = 2
 UNKNOWN_DIGEST = "0" * 64  # as long as a digest: the size is exact before the weights have been read
 
 
-def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> TargetPlan:
-    """The plan of one GGUF file. digest: of the recipe's values that determine it; model: the name its file gets.
+def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str, mark: str = "") -> TargetPlan:
+    """The plan of one GGUF file. digest: of the recipe's values that determine it; model: the name its file gets; mark: what
+    tells it from another of its type.
 
     Raises UnsupportedError for an architecture or a tokenizer, SourceError or WeightError for weights that do not fit.
     """
@@ -32,17 +33,17 @@ def plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> Tar
         raise UnsupportedError(f"{target.name}: {architecture.model_type} has no GGUF form here; use format: onnx")
     checkpoint.verify(architecture, snapshot.config, snapshot.weights.infos)
     if target.type == "auto":
-        return largest_stock(target, digest, snapshot, model)
-    return _plan(target, digest, snapshot, model, _choices(target, snapshot, target.type))
+        return largest_stock(target, digest, snapshot, model, mark)
+    return _plan(target, digest, snapshot, model, mark, _choices(target, snapshot, target.type))
 
 
-def largest_stock(target: GgufTarget, digest: str, snapshot: Snapshot, model: str) -> TargetPlan:
+def largest_stock(target: GgufTarget, digest: str, snapshot: Snapshot, model: str, mark: str = "") -> TargetPlan:
     """Of llama.cpp's mixtures the largest that fits an auto target's size: the plan until errors are measured, and what the
     measured choice has to beat. Raises InputError where none fits.
     """
     budget = target.budget(snapshot.parameters())
     kinds = [kind for kind in GGUF_TYPES if kind != "Q2_K_S" or target.imatrix]
-    plans = [_plan(target, digest, snapshot, model, _choices(target, snapshot, kind)) for kind in kinds]
+    plans = [_plan(target, digest, snapshot, model, mark, _choices(target, snapshot, kind)) for kind in kinds]
     sizes = {kind: _nbytes(plan) for kind, plan in zip(kinds, plans, strict=True)}
     fitting = [plan for plan in plans if budget is not None and _nbytes(plan) <= budget]
     if not fitting:
@@ -77,7 +78,7 @@ def allocated(plan: TargetPlan, snapshot: Snapshot, errors: Mapping[str, Mapping
     choices = {row.name: mixture.Choice(row.type, row.wanted, row.reason) for row in plan.rows}
     for name, one in chosen.items():
         choices[name] = mixture.Choice(one.type, one.type, "least measured error within the size")
-    return _plan(plan.gguf, plan.digest, snapshot, model, choices)
+    return _plan(plan.gguf, plan.digest, snapshot, model, plan.mark, choices)
 
 
 def _nbytes(plan: TargetPlan) -> int:
@@ -89,12 +90,14 @@ def _tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
     return math.prod(shape[:-1]) * codecs()[kind].row_bytes(shape[-1])
 
 
-def _plan(target: GgufTarget, digest: str, snapshot: Snapshot, model: str, choices: Mapping[str, mixture.Choice]) -> TargetPlan:
+def _plan(
+    target: GgufTarget, digest: str, snapshot: Snapshot, model: str, mark: str, choices: Mapping[str, mixture.Choice]
+) -> TargetPlan:
     rows = _rows(snapshot, choices)
-    name = naming.file_name(model, snapshot.parameters(), target.label)
+    name = naming.file_name(model, snapshot.parameters(), target.label, mark)
     pairs = metadata(target, digest, snapshot) if snapshot.tokenizer else None
     files = splitting.files(name, rows, pairs, arch.find(snapshot.config).gguf, target.split)
-    return TargetPlan(target, digest, files, bits_per_weight(rows))
+    return TargetPlan(target, digest, files, bits_per_weight(rows), mark=mark)
 
 
 def placements(snapshot: Snapshot) -> dict[str, Placement]:

@@ -14,14 +14,16 @@ FIRST_RELEASE = "v1.0"  # what the convention assumes of a model that names no v
 _ENCODING = re.compile(r"([-.](I?Q\d\w*|TQ\d\w*|F16|F32|BF16|MXFP4))?\.gguf$", re.IGNORECASE)
 
 
-def file_name(model: str, parameters: int, encoding: str) -> str:
-    """The artefact's file name. model: "SmolLM2-135M-Instruct" or "org/name"; parameters: their number, for a missing label."""
+def file_name(model: str, parameters: int, encoding: str, mark: str = "") -> str:
+    """The artefact's file name. model: "SmolLM2-135M-Instruct" or "org/name"; parameters: their number, for a missing label;
+    mark: what tells it from another file of this encoding, in the place of a fine-tune's name."""
     import gguf
 
     clean = re.sub(r"[^A-Za-z0-9.]+", "-", model.split("/")[-1]).strip("-.") or "model"
     _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(clean, parameters)
+    tuned = "-".join(word for word in (finetune, mark) if word) or None
     name = gguf.naming_convention(
-        None, base or clean, finetune, version or FIRST_RELEASE, size or size_label(parameters), encoding, model_type=None
+        None, base or clean, tuned, version or FIRST_RELEASE, size or size_label(parameters), encoding, model_type=None
     )
     return f"{name}.gguf"
 
