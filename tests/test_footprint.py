@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import make_pico
@@ -264,28 +265,41 @@ def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: st
 
 
 _WINDOWED = {"sliding_window": 1024, "max_position_embeddings": 8192}
+_DEEP = {
+    "sliding_window": 64, "max_position_embeddings": 8192, "num_hidden_layers": 12, "head_dim": 128, "num_key_value_heads": 4,
+    "layer_types": ["sliding_attention"] * 11 + ["full_attention"],
+}  # fmt: skip
 _WIDE = {
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
 }  # fmt: skip
+_W4 = {"format": "gptq", "bits": 4, "group": 64}
+_Q8 = {"format": "gguf", "type": "Q8_0"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "shape", "context"), [("gemma3", _WINDOWED, 8192), ("llama", _WIDE, 2048)])
-def test_what_a_gptq_model_adds_is_predicted(name: str, shape: dict[str, int], context: int, tmp_path: Path) -> None:
-    """A window's masks are three quarters of the first; weights, cache and MLP a third each of the second."""
+@pytest.mark.parametrize(
+    ("target", "name", "shape", "context"),
+    [(_W4, "gemma3", _WINDOWED, 8192), (_W4, "llama", _WIDE, 2048), (_Q8, "gemma3", _DEEP, 8192)],
+    ids=["gptq-windowed", "gptq-wide", "gguf-windowed"],
+)
+def test_what_a_random_model_adds_is_predicted(
+    target: dict[str, Any], name: str, shape: dict[str, Any], context: int, tmp_path: Path
+) -> None:
+    """A window's mask is three quarters of the first; weights, cache and MLP are most of the second; a whole cache of every
+    layer would be thrice what the third takes."""
+    if target["format"] == "gguf":
+        pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
     model = str(make_pico(name, tmp_path / "model", **shape))
-    recipe = {
-        "source": model,
-        "calibration": {"text": "builtin:python-docs", "tokens": 512, "length": 256},
-        "targets": [{"format": "gptq", "bits": 4, "group": 64}],
-        "checks": False,
-    }
-    (tmp_path / "gptq.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    target = quantkit.convert(tmp_path / "gptq.yaml", work_dir=tmp_path, threads=2).targets[0]
-    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in target.tensors]
-    (prediction,) = requirements.predict("gptq", 0, rows, source.describe(model), [context])
-    path = next(tmp_path.glob(f"*/{target.file}"))
-    found = resident.measure(path, format="gptq", threads=2, context=context)
+    recipe: dict[str, Any] = {"source": model, "targets": [target], "checks": False}
+    if target["format"] == "gptq":
+        recipe["calibration"] = {"text": "builtin:python-docs", "tokens": 512, "length": 256}
+    (tmp_path / "random.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    made = quantkit.convert(tmp_path / "random.yaml", work_dir=tmp_path, threads=2).targets[0]
+    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in made.tensors]
+    nbytes = sum(file.nbytes for file in made.files if not file.name.endswith(".json"))
+    (prediction,) = requirements.predict(target["format"], nbytes, rows, source.describe(model), [context])
+    path = next(tmp_path.glob(f"*/{made.file}"))
+    found = resident.measure(path, format=target["format"], threads=2, context=context)
     growth = found.peak - found.before
-    print(f"{name} {context}: {prediction.growth >> 20} MiB of {growth >> 20}, {prediction}")
+    print(f"{target['format']} {name} {context}: {growth >> 20} MiB, {prediction}")
     assert prediction.growth == pytest.approx(growth, rel=0.1), (prediction, found)
