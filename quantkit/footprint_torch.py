@@ -1,8 +1,13 @@
 """Memory of a GPTQ checkpoint in transformers on a CPU: pure arithmetic on its rows and config.json.
 
 The engine is the one of `quantkit.resident`: transformers' own model whose matrices are dequantised to bfloat16 when it is
-loaded, a few rows at a time. The terms: two bytes of every weight; the cache in bfloat16, of a windowed layer its window
-(transformers/cache_utils.py); what a forward of the whole prompt takes; buffers and code of torch that the first one touches.
+loaded, a few rows at a time. The terms: two bytes of every weight; the cache in bfloat16; what a forward of the whole prompt
+takes; buffers and code of torch that the first one touches. A layer with a window is no smaller at the peak: its short cache
+is a view of the whole prompt's keys and values until the next token comes (transformers/cache_utils.py,
+DynamicSlidingWindowLayer.update).
+
+Which tensors live at a moment was read from torch's own record of allocations (llama and gemma3, torch 2.13, transformers
+5.23). With AVX-512 torch gives bfloat16 to oneDNN, which takes more; those terms are of four measurements up to 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -11,13 +16,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from quantkit import footprint
+from quantkit import footprint, skeleton
 from quantkit.footprint import Memory, MiB
 from quantkit.values import Row
 
 PROCESS = 411 * MiB  # Python with torch and a transformers model class
-LIBRARY = 40 * MiB  # what they touch with the first forward
-SCORE_BYTES = 2 + 4 + 4
+LIBRARY = 16 * MiB  # what they touch with the first forward
+ONEDNN = 44 * MiB  # what oneDNN does besides
+_SCORES = 2 + 4 + 4  # bytes of an attention score beside oneDNN: in bfloat16, in float32 before and after the softmax
 
 
 def dequantised(rows: Iterable[Row]) -> int:
@@ -25,31 +31,55 @@ def dequantised(rows: Iterable[Row]) -> int:
     return sum(2 * math.prod(row.shape) for row in rows)
 
 
-def compute_buffer(config: Mapping[str, Any], tokens: int) -> int:
-    """Bytes that a forward of so many tokens takes besides weights and cache: the larger of two moments, inside a block
-    (residual, normed and gate/up activations, or queries, keys and values) and at the logits, for whose one row oneDNN puts
-    the head into another order. A layer with a window has a mask of its own, with which torch's attention writes its scores
-    down: in bfloat16, and in float32 before and after the softmax.
+def reading(rows: Iterable[Row]) -> int:
+    """Bytes that the last large matrices take besides while they are read: a slab of float32, and the 16 bits or the packed and
+    the unpacked codes that it is made of. The embedding comes first, when nothing else is there."""
+    slab = skeleton.SLAB_BYTES // 4
+    codes = [8 * min(slab, math.prod(row.shape)) for row in rows if row.type.startswith("W")]
+    heads = [6 * min(slab, math.prod(row.shape)) for row in rows if row.name.startswith("lm_head")]
+    return max(codes + heads, default=0)
+
+
+def masked(config: Mapping[str, Any], tokens: int) -> bool:
+    """Whether a prompt of so many tokens gets a mask: of a window that it fills (transformers/masking_utils.py); else
+    torch's attention is told that it is causal."""
+    config = config.get("text_config") or config
+    window = config.get("sliding_window")
+    if not window or not config.get("use_sliding_window", True):
+        return False
+    return tokens >= window and "sliding_attention" in (config.get("layer_types") or ["sliding_attention"])
+
+
+def compute_buffer(config: Mapping[str, Any], tokens: int, *, onednn: bool = False) -> int:
+    """Bytes that a forward of so many tokens takes besides weights and cache: the largest of three moments of a block.
+
+    All through a block: embeddings, its input and what it was normed to. In the attention: keys and values and, while they
+    are rotated, four times the queries; with a mask, queries, result, and keys and values of every one of their heads, and the
+    mask in bfloat16. In the MLP: the residual, and gate, up and their product. onednn: a third at the logits, whose head is
+    put into another order. A mask is one byte a pair of tokens for as long as the forward lasts.
     """
     d = footprint.dimensions(config)
-    attention = 2 * d.hidden + (3 * d.heads + 2 * d.kv_heads) * d.head_dim
-    scores = (3 + SCORE_BYTES * d.heads) * tokens * tokens if d.windowed_layers else 0
-    block = max(2 * tokens * (2 * d.hidden + 4 * d.intermediate), 2 * tokens * attention + scores)
-    return max(block, 2 * d.vocabulary * d.hidden)
+    queries, keys = d.heads * d.head_dim, d.kv_heads * d.head_dim
+    pairs = tokens * tokens if masked(config, tokens) else 0
+    attention = 2 * tokens * (3 * d.hidden + 4 * queries + (0 if pairs else 2 * keys)) + 2 * pairs
+    scores = _SCORES * d.heads * pairs if onednn else 0
+    mlp = 2 * tokens * (4 * d.hidden + 3 * d.intermediate)
+    head = 2 * d.vocabulary * d.hidden if onednn else 0
+    return pairs + max(attention + scores, mlp, head)
 
 
-def memory(nbytes: int, rows: Sequence[Row], config: Mapping[str, Any], contexts: Iterable[int]) -> list[Memory]:
-    """Predicted memory with each context filled, in the order given. nbytes: of the files, which are read and left."""
-    del nbytes
-    d = footprint.dimensions(config)
-    return [
-        Memory(
-            context,
-            dequantised(rows),
-            footprint.cache_bytes(config, context, min(context, d.window), "bf16"),
-            compute_buffer(config, context),
-            LIBRARY,
-            PROCESS,
-        )
-        for context in contexts
-    ]
+def memory(
+    rows: Sequence[Row], config: Mapping[str, Any], contexts: Iterable[int], *, instruction_sets: Iterable[str] = ()
+) -> list[Memory]:
+    """Predicted memory with each context filled, in the order given. The files themselves are read and left; for a short
+    prompt the peak may lie there.
+
+    `instruction_sets` are named as report/machine.py names them.
+    """
+    onednn = "AVX512F" in instruction_sets
+    overhead, read, found = LIBRARY + (ONEDNN if onednn else 0), reading(rows), []
+    for context in contexts:
+        cache = footprint.cache_bytes(config, context, context, "bf16")
+        run = compute_buffer(config, context, onednn=onednn)
+        found.append(Memory(context, dequantised(rows), cache, max(run, read - cache), overhead, PROCESS))
+    return found

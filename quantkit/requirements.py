@@ -29,7 +29,7 @@ def predict(format: str, nbytes: int, rows: Sequence[Row], snapshot: Snapshot, c
         return []
     if format == "onnx":
         return footprint_onnx.memory(nbytes, rows, config, contexts)
-    return footprint_torch.memory(nbytes, rows, config, contexts)
+    return footprint_torch.memory(rows, config, contexts, instruction_sets=machine.instruction_sets())
 
 
 def records(job: Job, plan: TargetPlan, artefact: Artefact, *, run: bool, known: dict[int, int]) -> list[MemoryRecord]:

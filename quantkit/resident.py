@@ -1,9 +1,10 @@
 """What a model takes in its engine at one context: a process of its own loads it, takes a prompt and decodes a few tokens.
 
-GGUF runs in llama.cpp, a prompt in micro-batches. ONNX decoders run in onnxruntime-genai, which keeps one cache for the
-whole context and takes a prompt as genai_config.json says. GPTQ runs in transformers, its matrices dequantised to bfloat16 when
-it is loaded, a few rows at a time: that needs no further package and is what a CPU without a kernel for packed codes is left
-with. (gptqmodel 7.5.0 keeps them packed until its first forward, and took 0.8 to 2.0 GB where this takes 0.4 to 1.3.)
+GGUF runs in llama.cpp, a prompt in micro-batches, layers with a window in the short cache that its own programs give them
+(its C interface, left alone, gives them the whole context). ONNX decoders run in onnxruntime-genai, which keeps one cache for
+the whole context and takes a prompt as genai_config.json says. GPTQ runs in transformers, its matrices dequantised to bfloat16
+when it is loaded, a few rows at a time: that needs no further package and is what a CPU without a kernel for packed codes is
+left with. (gptqmodel 7.5.0 keeps them packed until its first forward, and took 0.8 to 2.0 GB where this takes 0.3 to 1.1.)
 
 `python -m quantkit.resident --format F --file F --context N` measures one artefact: one JSON line.
 """
@@ -54,6 +55,7 @@ def _llama_cpp(path: Path, threads: int, context: int) -> tuple[str, tuple[int, 
         threads=threads,
         exact=False,
         n_batch=footprint.UBATCH,
+        swa_full=False,
     )
     prompt = _tokens(context - DECODE, model.vocabulary)
     for start in range(0, len(prompt), footprint.UBATCH):

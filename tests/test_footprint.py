@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from checkpoints import make_pico
 
 import quantkit
 from quantkit import footprint, footprint_onnx, footprint_torch, memory, requirements, resident, source
@@ -105,13 +107,34 @@ def test_onnx_holds_packed_copies_one_cache_and_the_logits_of_a_chunk() -> None:
     assert long.total - long.growth == footprint_onnx.PROCESS
 
 
-def test_gptq_is_dequantised_and_its_windows_write_scores_down() -> None:
+def test_gptq_is_dequantised_and_a_window_that_is_filled_has_a_mask() -> None:
     rows = [row("model.embed_tokens.weight", (49152, 576), "F16", 0), row("layer.weight", (576, 576), "W4G64", 0)]
     assert footprint_torch.dequantised(rows) == 2 * (49152 * 576 + 576 * 576)
-    (found,) = footprint_torch.memory(1, rows, SMOLLM2, [2048])
+    (found,) = footprint_torch.memory(rows, SMOLLM2, [2048])
     assert found.kv_cache == 45 * footprint.MiB
-    gemma = MISTRAL | {"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 32}
-    assert footprint_torch.compute_buffer(gemma, 4096) > 10 * 32 * 4096**2 > footprint_torch.compute_buffer(MISTRAL, 4096)
+    assert found.compute == 2 * 2048 * (4 * 576 + 3 * 1536)  # the MLP
+    narrow = MISTRAL | {"intermediate_size": 1024, "sliding_window": 512}
+    assert footprint_torch.compute_buffer(narrow, 511) == 2 * 511 * (3 * 4096 + 4 * 32 * 128 + 2 * 8 * 128)
+    assert footprint_torch.compute_buffer(narrow, 512) == 2 * 512 * (3 * 4096 + 4 * 32 * 128) + 3 * 512**2
+    assert not footprint_torch.masked(MISTRAL | {"use_sliding_window": False}, 8192)
+    assert not footprint_torch.masked(MISTRAL | {"layer_types": ["full_attention"] * 32}, 8192)
+
+
+def test_gptq_peaks_while_it_is_read_where_the_prompt_is_short() -> None:
+    rows = [row("model.embed_tokens.weight", (49152, 576), "F16", 0), row("layer.weight", (576, 576), "W4G64", 0)]
+    assert footprint_torch.reading(rows) == 8 * 576**2
+    untied = [*rows, row("lm_head.weight", (49152, 576), "F16", 0)]
+    assert footprint_torch.reading(untied) == 96 * footprint.MiB  # a slab of 16 Mi weights
+    short, long = footprint_torch.memory(untied, SMOLLM2, [512, 8192])
+    assert short.kv_cache + short.compute == 96 * footprint.MiB < long.compute
+
+
+def test_onednn_writes_scores_down_and_turns_the_head() -> None:
+    narrow = MISTRAL | {"intermediate_size": 1024}
+    plain, more = (footprint_torch.compute_buffer(narrow, 4096, onednn=onednn) for onednn in (False, True))
+    assert more - plain == 10 * 32 * 4096**2
+    (found,) = footprint_torch.memory([], SMOLLM2, [512], instruction_sets=["AVX2", "AVX512F"])
+    assert found.compute == 2 * 49152 * 576
 
 
 def test_resident_memory_is_no_more_than_its_peak() -> None:
@@ -239,3 +262,44 @@ def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: st
     found = resident.measure(path, format=format, threads=2, context=512)
     growth = found.peak - found.before
     assert prediction.growth == pytest.approx(growth, rel=0.15), (prediction, found)
+
+
+_WINDOWED = {"sliding_window": 1024, "max_position_embeddings": 8192}
+_DEEP = {
+    "sliding_window": 64, "max_position_embeddings": 8192, "num_hidden_layers": 12, "head_dim": 128, "num_key_value_heads": 4,
+    "layer_types": ["sliding_attention"] * 11 + ["full_attention"],
+}  # fmt: skip
+_WIDE = {
+    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
+}  # fmt: skip
+_W4 = {"format": "gptq", "bits": 4, "group": 64}
+_Q8 = {"format": "gguf", "type": "Q8_0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "name", "shape", "context"),
+    [(_W4, "gemma3", _WINDOWED, 8192), (_W4, "llama", _WIDE, 2048), (_Q8, "gemma3", _DEEP, 8192)],
+    ids=["gptq-windowed", "gptq-wide", "gguf-windowed"],
+)
+def test_what_a_random_model_adds_is_predicted(
+    target: dict[str, Any], name: str, shape: dict[str, Any], context: int, tmp_path: Path
+) -> None:
+    """A window's mask is three quarters of the first; weights, cache and MLP are most of the second; a whole cache of every
+    layer would be thrice what the third takes."""
+    if target["format"] == "gguf":
+        pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    model = str(make_pico(name, tmp_path / "model", **shape))
+    recipe: dict[str, Any] = {"source": model, "targets": [target], "checks": False}
+    if target["format"] == "gptq":
+        recipe["calibration"] = {"text": "builtin:python-docs", "tokens": 512, "length": 256}
+    (tmp_path / "random.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    made = quantkit.convert(tmp_path / "random.yaml", work_dir=tmp_path, threads=2).targets[0]
+    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in made.tensors]
+    nbytes = sum(file.nbytes for file in made.files if not file.name.endswith(".json"))
+    (prediction,) = requirements.predict(target["format"], nbytes, rows, source.describe(model), [context])
+    path = next(tmp_path.glob(f"*/{made.file}"))
+    found = resident.measure(path, format=target["format"], threads=2, context=context)
+    growth = found.peak - found.before
+    print(f"{target['format']} {name} {context}: {growth >> 20} MiB, {prediction}")
+    assert prediction.growth == pytest.approx(growth, rel=0.1), (prediction, found)
