@@ -6,7 +6,8 @@ llama-perplexity's protocol against the original, which is walked in float32. kl
 error of the difference (paired by chunk); time_ratio is theirs / ours, and theirs does not count the F16 file that it starts
 from.
 
-Rows of codes gptq are whole runs (walk and all) in a process of their own, calibrated on the same 32,768 tokens. They are
+Rows of codes gptq are whole runs (walk and all) in a process of their own, calibrated on the same 32,768 tokens; walk_ratio is
+what one takes over what the walk for the importance of these tokens alone takes in the same process after it. They are
 measured on a second text, unlike the calibration's, too (second_*), and in torch (torch_kld): `agree` says that both engines'
 divergences lie within two standard errors of their difference and 0.005, for llama.cpp rounds activations to 8 bits.
 
@@ -36,7 +37,7 @@ import subjects
 from models import SMOLLM2
 from subjects import CALIBRATION, Subject
 
-from quantkit import memory, pipeline, recipe_file
+from quantkit import memory, pipeline, recipe_file, source
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import estimate
 from quantkit.engines import llama_cpp_quantizer
@@ -83,23 +84,24 @@ def score(path: Path, given: Subject) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A file of ours and what it took."""
+    """A file of ours and what it took, and what the walk for the importance of the same tokens took in the same process."""
 
     path: Path
     nbytes: int
     seconds: float
     peak_rss_bytes: int
+    walk_seconds: float
 
 
 def solve(uri: str, kind: str, calibration: Path, tokens: int, work: Path) -> Made:
     """A file with codes of GPTQ's engine, made as `quantkit run` makes it without checks."""
-    target = {"format": "gguf", "type": kind, "codes": "gptq", "imatrix": True}
+    target = {"format": "gguf", "type": kind, "codes": "gptq"}
     given = {"text": str(calibration), "tokens": tokens, "length": 512}
     document = json.dumps({"source": uri, "targets": [target], "calibration": given, "checks": False})
     command = [sys.executable, __file__, "--make", document, "--work", str(work)]
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(child.stdout.splitlines()[-1])
-    return Made(Path(found["path"]), found["bytes"], found["seconds"], found["peak_rss_bytes"])
+    return Made(Path(found["path"]), found["bytes"], found["seconds"], found["peak_rss_bytes"], found["walk_seconds"])
 
 
 def make(document: str, work: Path) -> dict[str, Any]:
@@ -109,7 +111,13 @@ def make(document: str, work: Path) -> dict[str, Any]:
     began = time.perf_counter()
     manifest = pipeline.convert(recipe, Options(work_dir=work, threads=THREADS, force=True), silent)
     seconds, path = time.perf_counter() - began, work / "bench" / manifest.targets[0].file
-    return {"path": str(path), "bytes": path.stat().st_size, "seconds": seconds, "peak_rss_bytes": memory.peak()}
+    found = {"path": str(path), "bytes": path.stat().st_size, "seconds": seconds, "peak_rss_bytes": memory.peak()}
+    calibration, snapshot = recipe.recipe.calibration, source.fetch(source.describe(recipe.recipe.source), silent)
+    assert calibration is not None
+    ((text, _),) = calibration.counts()
+    began = time.perf_counter()
+    subjects.weigh(snapshot, Path(text), calibration.sequences, THREADS)
+    return found | {"walk_seconds": time.perf_counter() - began}
 
 
 def measure(
@@ -150,7 +158,8 @@ def measure(
         "peak_rss_mb": round(ours.peak_rss_bytes / 1e6, 1),
     }
     if solved:
-        row |= further(given, ours.path, theirs, one)
+        times = {"walk_seconds": round(solved.walk_seconds, 2), "walk_ratio": round(solved.seconds / solved.walk_seconds, 2)}
+        row |= times | further(given, ours.path, theirs, one)
     ours.path.unlink()
     print(row, file=sys.stderr)
     return row

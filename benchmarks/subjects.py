@@ -65,11 +65,16 @@ def subject(model: str, text: texts.Text, second: texts.Text, calibration: texts
         return Said(tokens, kept("hidden", tokens, lambda: walk.walk(config, weights, tokens, threads=threads)))
 
     given = corpus.cut(calibration.path, tokenizer, chunks=CALIBRATION, length=512)
-    squares = kept(
-        "importance", given, lambda: importance.measure(config, weights, Sequences(given), threads=threads, progress=silent)
-    )
+    squares = kept("importance", given, lambda: weigh(snapshot, calibration.path, CALIBRATION, threads))
     head = heads.project(config, weights, threads=threads)
     return Subject(snapshot, said(text), said(second), head, layout.importance(snapshot, squares))
+
+
+def weigh(snapshot: Snapshot, calibration: Path, chunks: int, threads: int) -> Mapping[str, Importance]:
+    """What the columns of every matrix meet on so many sequences of a text."""
+    assert snapshot.tokenizer is not None
+    tokens = corpus.cut(calibration, snapshot.tokenizer, chunks=chunks, length=512)
+    return importance.measure(snapshot.config, snapshot.weights, Sequences(tokens), threads=threads, progress=silent)
 
 
 def score(path: Path, given: Subject, said: Said, threads: int) -> Scores:

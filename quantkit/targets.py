@@ -77,7 +77,9 @@ class GgufTarget(_Strict):
         False, description="weight the errors by activations: true for the calibration text's, or an imatrix file's path"
     )
     codes: Literal["search", "gptq"] = Field(
-        "search", description="gptq: codes of the layers' matrices by GPTQ's engine, on the calibration text"
+        "search",
+        description="gptq: scales and codes of the layers' matrices and the head by GPTQ's engine, on the calibration text; "
+        "imatrix then weighs the others alone",
     )
     quality: Literal["standard", "high"] = Field("standard", description="of codes: gptq, as of a target gptq")
     rules: tuple[TypeRule, ...] = Field((), description="types for tensors by name; the first match counts")
@@ -99,8 +101,10 @@ class GgufTarget(_Strict):
             raise ValueError(f"{aims[0]} belongs to type: auto; {self.type} has the size that it has")
         if self.type == "auto" and self.pure:
             raise ValueError("pure: true means one type for all tensors, type: auto chooses one for each; leave one out")
-        if self.type == "Q2_K_S" and not self.imatrix:
-            raise ValueError("Q2_K_S is made with importance weights only: imatrix: true, or the path of an imatrix file")
+        if self.type == "Q2_K_S" and not self.weighed:
+            raise ValueError(
+                "Q2_K_S is made with importance weights only: codes: gptq, imatrix: true, or the path of an imatrix file"
+            )
         return self
 
     @property
@@ -130,8 +134,13 @@ class GgufTarget(_Strict):
         return self.imatrix is True or self.codes == "gptq"
 
     @property
+    def weighed(self) -> bool:
+        """Whether errors are weighed by activations."""
+        return bool(self.imatrix) or self.codes == "gptq"
+
+    @property
     def solver(self) -> GptqTarget:
-        """The settings of GPTQ's engine, which chooses codes on each type's own scales."""
+        """The settings of GPTQ's engine, which chooses each type's own scales and codes."""
         return GptqTarget(format="gptq", quality=self.quality)
 
 

@@ -42,7 +42,7 @@ def largest_stock(target: GgufTarget, digest: str, snapshot: Snapshot, model: st
     measured choice has to beat. Raises InputError where none fits.
     """
     budget = target.budget(snapshot.parameters())
-    kinds = [kind for kind in GGUF_TYPES if kind != "Q2_K_S" or target.imatrix]
+    kinds = [kind for kind in GGUF_TYPES if kind != "Q2_K_S" or target.weighed]
     plans = [_plan(target, digest, snapshot, model, mark, _choices(target, snapshot, kind)) for kind in kinds]
     sizes = {kind: _nbytes(plan) for kind, plan in zip(kinds, plans, strict=True)}
     fitting = [plan for plan in plans if budget is not None and _nbytes(plan) <= budget]
@@ -131,7 +131,7 @@ def _shapes(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
 
 def _choices(target: GgufTarget, snapshot: Snapshot, kind: str) -> dict[str, mixture.Choice]:
     """The types of llama.cpp's file type `kind` with the recipe's own rules."""
-    return mixture.choose(kind, _shapes(snapshot), model(snapshot), imatrix=bool(target.imatrix), wish=wish(target))
+    return mixture.choose(kind, _shapes(snapshot), model(snapshot), imatrix=target.weighed, wish=wish(target))
 
 
 def _rows(snapshot: Snapshot, choices: Mapping[str, mixture.Choice]) -> tuple[Row, ...]:
@@ -240,7 +240,7 @@ def _weighed(target: GgufTarget, snapshot: Snapshot) -> list[KeyValue]:
     """Which importance matrix weighed the errors, as llama-quantize says it."""
     if not target.imatrix:
         return []
-    name = imatrix_file(snapshot) if target.calibrated else Path(str(target.imatrix)).name
+    name = imatrix_file(snapshot) if target.imatrix is True else Path(str(target.imatrix)).name
     return [KeyValue("quantize.imatrix.file", name, "STRING")]
 
 
