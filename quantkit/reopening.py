@@ -25,7 +25,7 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
     gates = job.recipe.gates(plan.target)
     assert gates is not None
     laps = costs.Laps()
-    beside = carried.faults(artefact.path.parent, job.snapshot, solved.documents(job, plan))
+    beside = carried.faults(artefact.path.parent, job.snapshot, solved.documents(job.recipe, job.snapshot, plan))
     try:
         found = source.describe(str(artefact.path.parent))
         weights = found.weights
