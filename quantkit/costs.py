@@ -1,4 +1,4 @@
-"""What a run takes: seconds and peak memory of every stage, and the disk that its folder comes to fill."""
+"""What a run takes: seconds and peak memory of its stages, seconds of its checks, and the most that its folder held."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantkit import memory
 from quantkit.manifest import CostRecord, StageRecord
+from quantkit.values import CheckResult
 
 LOOK_SECONDS = 0.5  # between looks at the folder, whose temporary files come and go
 
@@ -49,6 +50,21 @@ class Meter:
             if ended.wait(LOOK_SECONDS):
                 self.disk = max(self.disk, _held(self.work))
                 return
+
+
+@dataclass(slots=True)
+class Laps:
+    """The seconds of checks that follow each other: each counts from where the one before it ended.
+
+    Checks that share a measurement (perplexity, divergence and cloze read the same logits) end together: the first has it all.
+    """
+
+    since: float = field(default_factory=time.perf_counter)
+
+    def end(self, *results: CheckResult) -> tuple[CheckResult, ...]:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        return tuple(replace(each, seconds=0.0 if index else seconds) for index, each in enumerate(results))
 
 
 def _held(folder: Path) -> int:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
+
+from quantkit.frozen import Frozen
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FolderPublish(_Strict):
+class FolderPublish(Frozen):
     """A folder that is switched to the new version at once."""
 
     folder: str = Field(min_length=1)
 
 
-class HubPublish(_Strict):
+class HubPublish(Frozen):
     """A repository of the Hugging Face Hub: one commit with everything, or a pull request."""
 
     hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="org/name; made where it is not there")
@@ -26,7 +24,7 @@ class HubPublish(_Strict):
     pull_request: bool = Field(False, description="propose the files instead of committing them")
 
 
-class OciPublish(_Strict):
+class OciPublish(Frozen):
     """An OCI registry: every GGUF of the recipe as an artefact that Docker Model Runner, or a tool of ModelPack's, pulls."""
 
     oci: str = Field(min_length=1, description="registry[:port]/name:tag")

@@ -6,24 +6,26 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import arch, baseline, footprint, footprint_onnx, peer_files, planning, publishing, quality
+from quantkit import arch, baseline, footprint, footprint_onnx, peer_files, planning, publishing, quality, solved
 from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
+from quantkit.formats.carried import carried
 from quantkit.formats.gguf import writer
+from quantkit.formats.gptq import layout as gptq_layout
 from quantkit.planning import Missing, Needs, TargetPlan
 from quantkit.quality import CHUNK
-from quantkit.recipe import SANITY_CHECKS, Checks, Recipe
+from quantkit.recipe import SANITY_CHECKS, Calibration, Checks, Recipe
 from quantkit.report import machine
 from quantkit.values import Snapshot
 
 # Of one core, rounded down from benchmarks/LOG.md; they carry the estimate of time and nothing else.
 ENCODED_WEIGHTS_PER_SECOND = 15e6
-PEER_WEIGHTS_PER_SECOND = 4e6
 FLOPS_OF_THE_WALK = 20e9
 FLOPS_OF_THE_ENGINE = 15e9
 BYTES_PER_SECOND_OF_DECODE = 5e9
 GPTQ_OVER_A_FORWARD = 2.0
+PEER_WEIGHTS_PER_SECOND = 4e6
 
 
 def estimate(
@@ -31,79 +33,138 @@ def estimate(
 ) -> Needs:
     """Download, disk, peak memory and time of a run in `folder`. The download is exact, the rest estimated. original: the GGUF
     file that GGUF artefacts are compared with."""
-    files = [_file_bytes(target) for target in targets]
-    ggufs = [target for target in targets if target.target.format == "gguf"]
-    solved = [target for target in targets if target.solved]
-    steps = [
-        sum(footprint.conversion_memory(target.rows, slab_weights=writer.SLAB_WEIGHTS, threads=threads).values())
-        for target in (*ggufs, *([original] if original else []))
-    ]
-    steps += [footprint.onnx_conversion_memory(target.rows) for target in targets if target.target.format == "onnx"]
+    dimensions, made = footprint.dimensions(snapshot.config), [target.target.format for target in targets]
+    torch = recipe.calibration is not None or recipe.checks is not None
+    process = footprint.process_memory(dimensions.vocabulary, torch=torch, onnx="onnx" in made)
+    steps = [0, *_making_memory(snapshot, targets, original if recipe.checks else None, threads)]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
-    disk = snapshot.download_bytes + sum(files)
     if recipe.calibration is not None:
-        sequences = recipe.calibration.sequences
-        steps.append(
-            sum(footprint.walk_memory(snapshot.config, sequences, recipe.calibration.length, 1, threads=threads).values())
-        )
+        steps += _calibration_memory(recipe.calibration, snapshot, targets, threads)
         forward = 2.0 * snapshot.parameters() * recipe.calibration.tokens / (FLOPS_OF_THE_WALK * threads)
         seconds += forward * any(target.imatrix is True for target in recipe.targets if target.format != "gptq")
-        if solved:
-            narrow = all(target.gptq.activations == "bfloat16" for target in solved)
-            tokens = sequences * recipe.calibration.length
-            high = any(target.gptq.quality == "high" for target in solved)
-            need = footprint.gptq_memory(snapshot.config, tokens, narrow=narrow, lanes=len(solved), originals=high)
-            steps.append(sum(need.values()))
-            disk += sum(sum(row.nbytes for row in target.rows) for target in solved)  # the codes as they come
-            seconds += GPTQ_OVER_A_FORWARD * forward * len(solved)
+        seconds += GPTQ_OVER_A_FORWARD * forward * sum(target.solved for target in targets)
     if recipe.checks is not None:
-        steps += _check_memory(recipe.checks, snapshot, targets, original, threads)
-        disk += _file_bytes(original) if original else 0
-        if any(target.target.format == "onnx" for target in targets):
-            whole = baseline.float_graph_fits(snapshot, folder)
-            disk += 4 * (snapshot if whole else baseline.first_layers(snapshot)).parameters()  # the float32 graph
-        disk += _reference_bytes(recipe.checks, snapshot)
+        steps += _check_memory(recipe.checks, snapshot, targets, original, threads, folder)
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
         peers = [peer.plans[0] for peer in peer_files.wanted(recipe.checks, targets)]
         if peers and original:
             steps.append(sum(footprint.quantizer_memory(original.rows).values()))
-            disk += max(map(_file_bytes, peers))  # one at a time, beside the baseline
             seconds += len(peers) * _peer_seconds(recipe.checks, snapshot, threads)
-    return Needs(
-        download=snapshot.download_bytes, disk=disk, memory=max(steps, default=footprint.CONVERSION_PROCESS), seconds=seconds
-    )
+    disk = _disk(recipe, snapshot, targets, original, folder)
+    return Needs(download=snapshot.download_bytes, disk=disk, memory=process + max(steps), seconds=seconds)
+
+
+def _making_memory(
+    snapshot: Snapshot, targets: Sequence[TargetPlan], original: TargetPlan | None, threads: int
+) -> Iterator[int]:
+    layers = footprint.dimensions(snapshot.config).layers
+    for target in (*targets, *([original] if original else [])):
+        if target.target.format == "gguf":
+            slab, ahead = writer.SLAB_WEIGHTS, writer.LOOKAHEAD_BYTES
+            terms = footprint.conversion_memory(target.rows, slab_weights=slab, threads=threads, ahead=ahead)
+            yield sum(terms.values())
+        elif target.target.format == "onnx":
+            yield footprint.onnx_conversion_memory(target.rows, layers)
+
+
+def _calibration_memory(
+    calibration: Calibration, snapshot: Snapshot, targets: Sequence[TargetPlan], threads: int
+) -> Iterator[int]:
+    config, sequences, length = snapshot.config, calibration.sequences, calibration.length
+    if any(target.target.format != "gptq" and target.target.imatrix is True for target in targets):
+        yield sum(footprint.walk_memory(config, sequences, length, 1, threads=threads).values())
+    if solved := [target.gptq for target in targets if target.solved]:
+        narrow = all(target.activations == "bfloat16" for target in solved)
+        high = any(target.quality == "high" for target in solved)
+        tokens = sequences * length
+        terms = footprint.gptq_memory(config, tokens, length, narrow=narrow, lanes=len(solved), originals=high)
+        yield sum(terms.values())
+
+
+def _check_memory(
+    checks: Checks,
+    snapshot: Snapshot,
+    targets: Sequence[TargetPlan],
+    original: TargetPlan | None,
+    threads: int,
+    folder: Path,
+) -> Iterator[int]:
+    """The walk that makes the reference; then every artefact beside the original's head, and the unquantised models, which
+    answer and are timed without it."""
+    config, chunks, whole = snapshot.config, checks.perplexity.chunks, _float_graph_bytes(snapshot, folder)
+    yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
+    head = sum(footprint.head_memory(config, chunks, CHUNK).values())
+    isa = machine.instruction_sets()
+    for target in (*targets, *([original] if original else [])):
+        size = _file_bytes(target)
+        if target.target.format == "gguf":
+            outputs = 1 if target is original else CHUNK
+            engine = footprint.memory(size, target.rows, config, [CHUNK], instruction_sets=isa, outputs=outputs)[0].growth
+            yield footprint.LLAMA_CPP_CHECKS + engine + (0 if target is original else head)
+        elif target.target.format == "onnx":
+            graph = footprint.onnx_conversion_memory((), footprint.dimensions(config).layers)
+            decoder = quality.kind(snapshot) == "decoder"
+            engine = footprint_onnx.memory(size, target.rows, config, [CHUNK])[0].growth if decoder else 2 * size
+            yield graph + engine + head
+            largest = max((math.prod(row.shape) for row in target.rows), default=0)
+            yield graph + whole + 4 * largest  # of the float32 graph or transformers' model, a matrix more while it is packed
+        else:
+            yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values()) + head
 
 
 def _file_bytes(target: TargetPlan) -> int:
     return target.nbytes or sum(row.nbytes for row in target.rows)
 
 
+def _float_graph_bytes(snapshot: Snapshot, folder: Path) -> int:
+    """Of the float32 graph that ONNX artefacts are compared with, whole or cut."""
+    whole = baseline.float_graph_fits(snapshot, folder)
+    return 4 * (snapshot if whole else baseline.first_layers(snapshot)).parameters()
+
+
+def _disk(recipe: Recipe, snapshot: Snapshot, targets: Sequence[TargetPlan], original: TargetPlan | None, folder: Path) -> int:
+    """The most that download and build folder hold: while codes are solved, or at the end, artefacts and the larger of the
+    unquantised models, of which one is there at a time."""
+    kept = snapshot.download_bytes + sum(_importance_bytes(target) for target in targets)
+    states, codes = 0, sum(_codes_bytes(target) for target in targets)
+    if recipe.calibration is not None and (lanes := [target.gptq for target in targets if target.solved]):
+        held = 2 if all(target.activations == "bfloat16" for target in lanes) else 4
+        count = len(lanes) + any(target.quality == "high" for target in lanes)
+        layer = held * count * recipe.calibration.tokens * footprint.dimensions(snapshot.config).hidden
+        states = 2 * layer  # a layer's output beside the last one's, which it takes the place of
+    folders = sum(target.target.format != "gguf" for target in targets)
+    beside = sum(len(text.encode()) for text in carried(snapshot).values()) if folders and snapshot.tokenizer else 0
+    made = sum(_file_bytes(target) for target in targets) + folders * beside
+    checked = 0
+    if recipe.checks is not None:
+        peers = [_file_bytes(peer.plans[0]) for peer in peer_files.wanted(recipe.checks, targets)]  # one at a time
+        originals = [_file_bytes(original) + max(peers, default=0)] if original else []
+        if any(target.target.format == "onnx" for target in targets):
+            originals.append(_float_graph_bytes(snapshot, folder) + beside)
+        checked = _reference_bytes(recipe.checks, snapshot) + max(originals, default=0)
+    return kept + codes + max(states, made + checked)
+
+
+def _codes_bytes(target: TargetPlan) -> int:
+    """What GPTQ's lane leaves on disk: as the file will have it; for an ONNX graph a byte for every code, and its grid."""
+    if not target.solved:
+        return 0
+    rows = solved.quantised(target)
+    if target.target.format != "onnx":
+        return sum(row.nbytes for row in rows)
+    groups = [(math.prod(row.shape), gptq_layout.of_type(row.type)) for row in rows]
+    return sum(count + 5 * count // settings.group for count, settings in groups if settings)
+
+
+def _importance_bytes(target: TargetPlan) -> int:
+    """Of what calibration saw, squares and means of every column, kept for a later run and for llama-quantize."""
+    if target.target.format == "gptq" or target.target.imatrix is not True:
+        return 0
+    return sum(2 * 8 * math.prod(row.shape[:-2]) * row.shape[-1] for row in target.rows if len(row.shape) > 1)
+
+
 def _reference_bytes(checks: Checks, snapshot: Snapshot) -> int:
     return 4 * checks.perplexity.chunks * CHUNK * footprint.dimensions(snapshot.config).hidden
-
-
-def _check_memory(
-    checks: Checks, snapshot: Snapshot, targets: Sequence[TargetPlan], original: TargetPlan | None, threads: int
-) -> Iterator[int]:
-    config = snapshot.config
-    chunks = checks.perplexity.chunks
-    yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
-    head = sum(footprint.head_memory(config, chunks, CHUNK).values())
-    isa = machine.instruction_sets()
-    for target in (*(each for each in targets if each.target.format == "gguf"), *([original] if original else [])):
-        engine = footprint.memory(_file_bytes(target), target.rows, config, [CHUNK], instruction_sets=isa, outputs=CHUNK)
-        yield engine[0].total - footprint.LLAMA_CPP_PROCESS + head
-    for target in targets:
-        if target.target.format == "onnx":
-            yield footprint.TORCH_PROCESS + _onnxruntime(target, snapshot) + head
-
-
-def _onnxruntime(target: TargetPlan, snapshot: Snapshot) -> int:
-    """What an ONNX model takes in its engine: of a decoder as footprint_onnx.py knows it, of others the file and a copy."""
-    if quality.kind(snapshot) != "decoder":
-        return 2 * _file_bytes(target)
-    (found,) = footprint_onnx.memory(_file_bytes(target), target.rows, snapshot.config, [CHUNK])
-    return found.total - found.process
 
 
 def _check_seconds(checks: Checks, snapshot: Snapshot, targets: int, threads: int) -> float:

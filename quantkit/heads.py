@@ -43,6 +43,7 @@ def project(config: Mapping[str, Any], weights: Weights, *, threads: int) -> Cal
             stop = start + len(rows)
             part = torch.from_numpy(bias[start:stop]) if bias is not None else None
             logits[..., start:stop] = torch.nn.functional.linear(hidden, torch.from_numpy(rows), part)
+            del rows  # before the next are read
         return logits
 
     output.forward = multiply

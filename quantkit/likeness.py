@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantkit import skeleton
+from quantkit.arch import AUTO_CLASS
 from quantkit.checks import parity
 from quantkit.checks.parity import DECODE, PROMPTS, Ids
 from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_transducer
 from quantkit.engines.onnxruntime_decoder import Decoder
 from quantkit.formats.onnx import exported
 from quantkit.values import F32, CheckResult, Snapshot
+
+if TYPE_CHECKING:
+    import torch
 
 BEGUN = 4  # tokens of an answer that an encoder-decoder is given at once
 
@@ -38,18 +43,18 @@ def _wanted(snapshot: Snapshot, texts: Sequence[Ids]) -> list[F32]:
     """transformers' answer to each text alone."""
     import torch
 
-    if skeleton.kind(snapshot.config) == "encoder":
-        encoder = exported.load(snapshot, "AutoModel")
-        with torch.no_grad():
-            return [encoder(torch.from_numpy(text)[None]).last_hidden_state[0].numpy() for text in texts]
-    if skeleton.kind(snapshot.config) == "encoder-decoder":
-        both = exported.load(snapshot, "AutoModelForSeq2SeqLM")
-        pairs = [tuple(torch.from_numpy(part)[None] for part in (text[:-DECODE], text[-DECODE:])) for text in texts]
-        with torch.no_grad():
-            return [both(input_ids=given, decoder_input_ids=answer).logits[0].numpy() for given, answer in pairs]
-    model = exported.load(snapshot, "AutoModelForCausalLM")
+    kind = skeleton.kind(snapshot.config)
+    model = exported.load(snapshot, AUTO_CLASS[kind])
+
+    def answer(ids: torch.Tensor) -> Any:
+        if kind == "encoder":
+            return model(ids).last_hidden_state
+        if kind == "encoder-decoder":
+            return model(input_ids=ids[:, :-DECODE], decoder_input_ids=ids[:, -DECODE:]).logits
+        return model(ids, use_cache=False).logits
+
     with torch.no_grad():
-        return [model(torch.from_numpy(text)[None], use_cache=False).logits[0].numpy() for text in texts]
+        return [answer(torch.from_numpy(text)[None])[0].numpy() for text in texts]
 
 
 def _answers(graphs: onnxruntime_transducer.Graphs, texts: Sequence[Ids]) -> list[F32]:

@@ -91,6 +91,7 @@ class CheckRecord(_Frozen):
     limits: dict[str, float]
     engine: str
     chunk_means: dict[str, list[float]] = {}  # of each measure, chunk by chunk: what another artefact's are paired with
+    seconds: float = 0.0  # what it took; where checks share a measurement, the first has it
 
 
 class SpeedRecord(_Frozen):

@@ -1,36 +1,38 @@
-"""Whether a published folder is what it says: its digests, its signature, and tensors derived from the source once more."""
+"""Whether a published folder is what it says: digests, signature, and what follows from the source, derived from it again."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
 from pydantic import ValidationError
 
-from quantkit import licensing, recipe_file, source, workspace
+from quantkit import arch, costs, licensing, recipe_file, recipe_lock, solved, source, workspace
+from quantkit.checks import carried, integrity
 from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_kv
 from quantkit.errors import CheckFailed, InputError
-from quantkit.formats.gguf import layout, writer
+from quantkit.formats.gguf import layout, splitting, writer
+from quantkit.formats.gptq import layout as gptq_layout
+from quantkit.formats.onnx import layout as onnx_layout
 from quantkit.manifest import Manifest, TargetRecord, TensorRecord
 from quantkit.publish import signature
-from quantkit.publish.folder import SUMS
+from quantkit.publish.folder import SUMS, listed
+from quantkit.recipe import Recipe
 from quantkit.report import machine
-from quantkit.targets import GgufTarget
+from quantkit.targets import GgufTarget, GptqTarget, Target
 from quantkit.values import U8, CheckResult, Importance, Progress, Row, Snapshot
-
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+from quantkit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """key: a public key. source: where the source lies now, in place of the manifest's. sample: tensors of every GGUF to derive
-    again, 0 for none; those of `seed`."""
+    again, those of `seed`; 0: nothing is held against the source."""
 
     key: Path | None = None
     source: str | None = None
@@ -42,11 +44,13 @@ def verify(folder: Path, asked: Asked, threads: int, progress: Progress) -> list
     """Every check of a published folder. Raises InputError for a folder without manifest or SHA256SUMS, and the errors of
     source.describe and source.fetch where tensors are to be derived from a source that cannot be had."""
     folder = folder.resolve()
-    manifest, sums = _manifest(folder), _sums(folder)
+    manifest, sums, laps = _manifest(folder), listed(folder / SUMS), costs.Laps()
     whole = _check_digests(folder, manifest, sums)
-    found = [whole, _check_recipe(manifest), licensing.check(folder, manifest), _check_signature(folder, asked.key)]
+    found = [*laps.end(whole), *laps.end(_check_recipe(manifest)), *laps.end(licensing.check(folder, manifest))]
+    found += laps.end(_check_signature(folder, asked.key))
     if asked.sample and whole.verdict == "pass":
-        found += _derive(folder, manifest, asked, threads, progress)
+        for result in _derive(folder, manifest, asked, threads, progress):
+            found += laps.end(result)
     return found
 
 
@@ -55,20 +59,6 @@ def _manifest(folder: Path) -> Manifest:
         return Manifest.read(folder / "manifest.json")
     except (OSError, ValidationError) as error:
         raise InputError(f"{folder} has no manifest.json of quantkit's: {error}") from error
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{folder} has no {SUMS} that can be read: {error}") from error
-    found = {}
-    for line in lines:
-        match = _LINE.fullmatch(line)
-        if match is None or PurePosixPath(match[2]).is_absolute() or ".." in PurePosixPath(match[2]).parts:
-            raise InputError(f"{folder / SUMS}: {line!r} is no digest of a file within")
-        found[match[2]] = match[1]
-    return found
 
 
 def _check_digests(folder: Path, manifest: Manifest, sums: Mapping[str, str]) -> CheckResult:
@@ -104,8 +94,7 @@ def _check_signature(folder: Path, key: Path | None) -> CheckResult:
 
 
 def _derive(folder: Path, manifest: Manifest, asked: Asked, threads: int, progress: Progress) -> Iterator[CheckResult]:
-    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json").recipe
-    said = manifest.source
+    recipe, said = _recipe(manifest), manifest.source
     uri = asked.source or (f"hf://{said.repo}@{said.commit}" if said.kind == "hub" else said.uri)
     snapshot = source.fetch(source.describe(uri), progress)
     if dict(snapshot.digests) != said.digests:
@@ -116,9 +105,14 @@ def _derive(folder: Path, manifest: Manifest, asked: Asked, threads: int, progre
         yield _result("source", [f"{uri} is under another licence than the manifest says"], "")
         return
     yield _result("source", [], f"{uri} is the checkpoint that the manifest names")
+    if said.kind == "hub":  # wherever it lies now
+        snapshot = replace(snapshot, kind="hub", repo=said.repo, commit=said.commit, name=snapshot.name or said.name)
+    snapshot = replace(snapshot, uri=said.uri)
     here = machine.describe().cpu_class
     for target in manifest.targets:
         named = next(each for each in recipe.targets if each.name == target.name)
+        wrong = _differing(folder, manifest, recipe, named, target, snapshot)
+        yield _result(f"documents {target.name}", wrong, "what it says beside its weights is the source's")
         if not isinstance(named, GgufTarget) or named.codes == "gptq":
             why = "its codes follow from a whole run: quantkit run its recipe and compare digests"
             yield CheckResult(f"derivation {target.name}", "report", why, {}, {}, "quantkit")
@@ -127,6 +121,35 @@ def _derive(folder: Path, manifest: Manifest, asked: Asked, threads: int, progre
         also = "" if here == manifest.machine.cpu_class else f" (made on {manifest.machine.cpu_class}, this is {here})"
         good = f"{count} tensors of {len(target.tensors)} derived from the source bit for bit"
         yield _result(f"derivation {target.name}", [each + also for each in wrong], good)
+
+
+def _recipe(manifest: Manifest) -> Recipe:
+    """The recipe as it was run: with every URI as its lock pins it."""
+    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json").recipe
+    if manifest.recipe.lock is None:
+        return recipe
+    return recipe_lock.pinned(recipe, recipe_lock.Lock.model_validate_json(manifest.recipe.lock))
+
+
+def _differing(
+    folder: Path, manifest: Manifest, recipe: Recipe, named: Target, target: TargetRecord, snapshot: Snapshot
+) -> list[str]:
+    """Where a GGUF's metadata, or the documents in a folder of another format, are not what source and recipe give."""
+    digest, files, made_by = recipe.digest(named), [folder / file.name for file in target.files], manifest.quantkit
+    if isinstance(named, GgufTarget):
+        pairs = layout.metadata(named, digest, snapshot)
+        pairs = [replace(pair, value=made_by) if pair.key == "quantkit.version" else pair for pair in pairs]
+        said = splitting.said(pairs, len(files), len(target.tensors), arch.find(snapshot.config).gguf)
+        wrong = [fault for path, each in zip(files, said, strict=True) for fault in integrity.said(path, each)]
+    else:
+        if isinstance(named, GptqTarget):
+            documents = solved.documents(recipe, snapshot, gptq_layout.plan(named, digest, snapshot, target.file))
+        else:  # what the builder of its graph says follows from a whole run
+            documents = onnx_layout.documents(named, snapshot)
+        documents = {name: text.replace(f"quantkit:{__version__}", f"quantkit:{made_by}") for name, text in documents.items()}
+        wrong = carried.faults(folder / target.file.partition("/")[0], snapshot, documents)
+    also = "" if made_by == __version__ else f" (made by quantkit {made_by}, this is {__version__})"
+    return [each + also for each in wrong]
 
 
 def _derive_target(

@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from quantkit.destinations import Destination
+from quantkit.frozen import Frozen
 from quantkit.targets import Target, has_peer, mark
 
 DEFAULT_TEXT = "builtin:python-docs"
@@ -24,11 +25,7 @@ DEFAULT_MIX = ({"text": DEFAULT_TEXT, "share": 0.5}, {"text": SELF, "share": 0.5
 C = TypeVar("C", bound=BaseModel)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Perplexity(_Strict):
+class Perplexity(Frozen):
     """Perplexity over the second half of chunks of 512 tokens, as llama-perplexity counts it."""
 
     text: str = Field(
@@ -38,7 +35,7 @@ class Perplexity(_Strict):
     max_ratio: float | None = Field(None, gt=0, description="gate: perplexity of the artefact / that of the original")
 
 
-class Divergence(_Strict):
+class Divergence(Frozen):
     """Kullback-Leibler divergence of the artefact's next-token distribution from the original's, same text, same chunks."""
 
     max_mean: float | None = Field(None, gt=0, description="gate: mean divergence, nats per token")
@@ -46,7 +43,7 @@ class Divergence(_Strict):
     second: str | None = Field(None, description="another text, unlike the calibration's: reported, not gated")
 
 
-class Cloze(_Strict):
+class Cloze(Frozen):
     """Which of four tokens goes on with the perplexity's text, where a word begins: a second opinion, from the same logits."""
 
     min_ratio: float | None = Field(
@@ -54,7 +51,7 @@ class Cloze(_Strict):
     )
 
 
-class Embedding(_Strict):
+class Embedding(Frozen):
     """An encoder's embeddings of the perplexity's text, in pieces of 128 tokens, against the original's."""
 
     min_cosine: float | None = Field(None, gt=0, le=1, description="gate: mean cosine with the original's embedding of a text")
@@ -63,7 +60,7 @@ class Embedding(_Strict):
     )
 
 
-class Latency(_Strict):
+class Latency(Frozen):
     """Speed in the engine, always against the unquantised model in the same run."""
 
     min_decode_ratio: float | None = Field(None, gt=0, description="gate: decode tokens/s over the unquantised model's")
@@ -73,7 +70,7 @@ class Latency(_Strict):
     decode: int = Field(48, ge=8, description="tokens of the decode measurement")
 
 
-class Memory(_Strict):
+class Memory(Frozen):
     """Resident memory of the artefact in its engine, measured in child processes beside what is predicted."""
 
     contexts: tuple[int, ...] = Field(
@@ -94,7 +91,7 @@ def _or(word: str | bool) -> Callable[[dict[str, Any]], None]:
 Peer = Literal["llama.cpp"]
 
 
-class Checks(_Strict):
+class Checks(Frozen):
     """What an artefact is held to; a limit is a key that begins with max_ or min_. `report` measures without a gate."""
 
     perplexity: Perplexity = Field(Perplexity(), json_schema_extra=_or("report"))
@@ -123,14 +120,14 @@ SANITY_CHECKS = Checks(
 """For a run without thresholds of its own: only a broken conversion fails these."""
 
 
-class CalibrationText(_Strict):
+class CalibrationText(Frozen):
     """One of several calibration texts and its share of the tokens."""
 
     text: str
     share: float = Field(gt=0, le=1)
 
 
-class Calibration(_Strict):
+class Calibration(Frozen):
     """The text whose activations say which weights matter."""
 
     text: str | tuple[CalibrationText, ...] = Field(
@@ -176,7 +173,7 @@ class Calibration(_Strict):
         return [(part.text, end - begin) for part, begin, end in zip(self.text, ends, ends[1:], strict=False)]
 
 
-class Recipe(_Strict):
+class Recipe(Frozen):
     """One source, the artefacts to make of it, the gates they pass, and where they go."""
 
     source: str = Field(

@@ -6,29 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from quantkit.errors import InputError
+from quantkit.frozen import Frozen
 from quantkit.recipe import SELF, Recipe
 from quantkit.recipe_file import Document
 
 SCHEMA_VERSION = 1
 
 
-class Pin(BaseModel):
+class Pin(Frozen):
     """What a URI of the recipe was when it was locked. digests: file name -> sha256; of a text its own under "text"."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str
     pinned: str
     digests: dict[str, str]
 
 
-class Lock(BaseModel):
+class Lock(Frozen):
     """A recipe's pins: its source, its texts and its importance files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     quantkit: str

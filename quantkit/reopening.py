@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from quantkit import quality, solved, source
+from quantkit import costs, quality, solved, source
 from quantkit.checks import carried, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.engines import torch_blocks, transformers_speed
@@ -24,7 +24,8 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
     """Every check of one checkpoint."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
-    beside = carried.faults(artefact.path.parent, job.snapshot, solved.documents(job, plan))
+    laps = costs.Laps()
+    beside = carried.faults(artefact.path.parent, job.snapshot, solved.documents(job.recipe, job.snapshot, plan))
     try:
         found = source.describe(str(artefact.path.parent))
         weights = found.weights
@@ -32,21 +33,22 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference, 
             raise SourceError("config.json says nothing of its quantisation")
     except InputError as error:
         said = "; ".join(["it is not read as a checkpoint: " + str(error), *beside])
-        return Found((CheckResult("integrity", "fail", said, {}, {}, "quantkit"),), {})
+        return Found(laps.end(CheckResult("integrity", "fail", said, {}, {}, "quantkit")), {})
     digests = {row.name: codes.record(row.name).codes for row in solved.quantised(plan)}
 
     def source_rows(row: Row, start: int, stop: int) -> F32:
         return job.snapshot.weights.read(row.name, start, stop)
 
     sound, errors = reopened.check(weights, plan.rows, source_rows, weights.codes, digests, beside, progress=job.progress)
-    results, speed, original = [sound], None, None
+    results, speed, original = laps.end(sound), None, None
     if sound.verdict == "pass":
         second = _score(job, found, reference.second) if reference.second else None
-        results += [*quality.judge(job, _score(job, found, reference), gates, second), solved.account(plan, codes)]
+        results += laps.end(*quality.judge(job, _score(job, found, reference), gates, second))
+        results += laps.end(solved.account(plan, codes))
         timed, speed, original = _time(job, artefact, gates.latency)
-        results.append(timed)
+        results += laps.end(timed)
     weights.close()
-    return Found(tuple(results), errors, speed, original, "the source, in transformers")
+    return Found(results, errors, speed, original, "the source, in transformers")
 
 
 def _score(job: Job, found: Snapshot, reference: Reference) -> Scores:

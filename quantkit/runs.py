@@ -143,4 +143,4 @@ def _in_force(folder: str, work: Path) -> bool:
 
 def _listed(folder: Path) -> list[str]:
     """The names in a folder's SHA256SUMS."""
-    return sorted(listed((folder / SUMS).read_text(encoding="utf-8")))
+    return sorted(listed(folder / SUMS))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit import baseline, likeness, making, quality, workspace
+from quantkit import baseline, costs, likeness, making, quality, workspace
 from quantkit.checks import carried, embedding, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import Verdict
@@ -67,16 +67,21 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
     """Every check of one folder."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
+    laps = costs.Laps()
     made = graphs.build(job.snapshot)
     with _float_graph(job, plan.onnx, made) as original:
         what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
         same = likeness.check(original.snapshot, original.path, threads=job.threads, what=what)
+        results = laps.end(same)
         sound, errors = _integrity(job, plan, artefact, made)
+        results += laps.end(sound)
         if "fail" in (same.verdict, sound.verdict):  # of another model, or not what was planned: no figure would mean a thing
-            return Found((same, sound), errors)
-        good = _quality(job, artefact.path, reference, gates)
+            return Found(results, errors)
+        results += laps.end(*_quality(job, artefact.path, reference, gates))
         quick, ours, theirs = _time(job, original, original.counterpart or artefact.path, gates.latency)
-    return Found((same, sound, *good, quick, _isa(plan)), errors, ours, theirs, original.label)
+        results += laps.end(quick)
+    results += laps.end(_isa(plan))
+    return Found(results, errors, ours, theirs, original.label)
 
 
 def distance(job: Job, path: Path, reference: Reference) -> float:

@@ -17,8 +17,9 @@ from quantkit.formats.onnx import schemes
 from quantkit.formats.onnx.blocks import Blocks
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
+from quantkit.recipe import Recipe
 from quantkit.spill import FEW, Codes
-from quantkit.values import U8, Artefact, CheckResult, Row
+from quantkit.values import U8, Artefact, CheckResult, Row, Snapshot
 from quantkit.version import __version__
 
 
@@ -96,20 +97,20 @@ def stored(plan: TargetPlan, codes: Codes) -> tuple[dict[str, Callable[[], U8]],
 
 def make(job: Job, plan: TargetPlan, codes: Codes) -> Artefact:
     """The planned folder, or the same one of an earlier run."""
-    digests, sources = {row.name: codes.record(row.name).codes for row in quantised(plan)}, _sources(job, plan)
+    digests, sources = {row.name: codes.record(row.name).codes for row in quantised(plan)}, _sources(job.recipe, plan)
     made_from = workspace.key(rows=plan.rows, codes=digests, sources=sources, config=job.snapshot.config, quantkit=__version__)
     write = partial(writer.write, plan, job.snapshot, job.work, codes.read, sources, job.progress)
     return making.folder(job, plan, codes.folder / "made.json", made_from, write)
 
 
-def documents(job: Job, plan: TargetPlan) -> dict[str, str]:
+def documents(recipe: Recipe, snapshot: Snapshot, plan: TargetPlan) -> dict[str, str]:
     """The text files of a GPTQ checkpoint's folder: name -> text."""
-    return writer.documents(plan, job.snapshot, writer.arranged(plan), _sources(job, plan))
+    return writer.documents(plan, snapshot, writer.arranged(plan), _sources(recipe, plan))
 
 
-def _sources(job: Job, plan: TargetPlan) -> dict[str, Any]:
+def _sources(recipe: Recipe, plan: TargetPlan) -> dict[str, Any]:
     """What a checkpoint's configuration says of how its codes were solved."""
-    calibration = job.recipe.calibration
+    calibration = recipe.calibration
     assert calibration is not None
     texts = {uri.rpartition("/")[2]: count for uri, count in calibration.counts()}
     return {"calibration": {"texts": texts, "length": calibration.length}, "recipe": plan.digest}

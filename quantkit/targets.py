@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from quantkit.frozen import Frozen
 
 GgufType = Literal[
     "auto", "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_XS",
@@ -23,21 +25,17 @@ TensorType = Literal[
 CheckName = Literal["perplexity", "divergence", "cloze", "embedding", "latency"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 GptqBits = Literal[2, 3, 4, 8]
 GptqGroup = Literal[-1, 32, 64, 128]
 
 
-class TokenizerOverride(_Strict):
+class TokenizerOverride(Frozen):
     """What a checkpoint does not say of its tokenizer, or says wrongly."""
 
     pre: str = Field(min_length=1, description="llama.cpp's name of the pre-tokenizer, e.g. llama-bpe")
 
 
-class TypeRule(_Strict):
+class TypeRule(Frozen):
     """A type for the tensors whose GGUF name matches: blk.*.ffn_down, token_embd, blk.[0-3].attn_?.weight."""
 
     match: str = Field(min_length=1, description="shell-style pattern of a GGUF tensor's name, with or without .weight")
@@ -66,7 +64,7 @@ OnnxBlock = Literal[16, 32, 64, 128, 256]
 Size = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(gt=0)]
 
 
-class GgufTarget(_Strict):
+class GgufTarget(Frozen):
     """A GGUF file of one of llama.cpp's file types, or of an exact size with types chosen by measured error."""
 
     format: Literal["gguf"]
@@ -158,7 +156,7 @@ def has_peer(target: Target) -> bool:
     return target.format == "gguf" and target.type not in ("auto", "F32", "F16", "BF16")
 
 
-class GptqRule(_Strict):
+class GptqRule(Frozen):
     """Other settings for the matrices whose name in the checkpoint matches: model.layers.*.mlp.down_proj."""
 
     match: str = Field(min_length=1, description="shell-style pattern of a matrix's name, with or without .weight")
@@ -173,7 +171,7 @@ class GptqRule(_Strict):
         return self
 
 
-class GptqTarget(_Strict):
+class GptqTarget(Frozen):
     """A folder that transformers, gptqmodel and vLLM load: the decoder layers' matrices as GPTQ codes."""
 
     format: Literal["gptq"]
@@ -227,7 +225,7 @@ class GptqTarget(_Strict):
         return self.version or (1 if self.sym else 2)
 
 
-class OnnxRule(_Strict):
+class OnnxRule(Frozen):
     """Other settings for the matrices whose name, in the checkpoint or in the graph, matches: model.layers.*.mlp.down_proj."""
 
     match: str = Field(min_length=1, description="shell-style pattern of a matrix's name, with or without .weight")
@@ -243,7 +241,7 @@ class OnnxRule(_Strict):
         return self
 
 
-class OnnxTarget(_Strict):
+class OnnxTarget(Frozen):
     """A folder that onnxruntime runs, and of a decoder onnxruntime-genai: matrices and embeddings of 8 or 4 bits."""
 
     format: Literal["onnx"]

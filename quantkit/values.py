@@ -296,3 +296,4 @@ class CheckResult:
     limits: Mapping[str, float]
     engine: str
     chunk_means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # what a later artefact is paired with
+    seconds: float = 0.0  # as `costs.Laps` counts them

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import arch, baseline, footprint, quality, reopening, requirements, sensitivity, serving, solved
+from quantkit import arch, baseline, costs, footprint, quality, reopening, requirements, sensitivity, serving, solved
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -114,6 +114,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
     """Every check of one artefact, and what it measured."""
     gates = job.recipe.gates(plan.target)
     assert gates is not None
+    laps = costs.Laps()
     sound, errors = integrity.check(
         [file.path for file in artefact.files],
         artefact.rows,
@@ -121,14 +122,16 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
         _metadata(job, plan, artefact),
         progress=job.progress,
     )
+    results = laps.end(sound)
     if sound.verdict == "fail":  # no engine is shown a file that is not what was planned
-        return _recorded(job, plan, artefact, (sound,), errors)
+        return _recorded(job, plan, artefact, results, errors)
     words = _tokenize(job, plan, artefact.path)
+    results += laps.end(words)
     if words.verdict == "fail":  # every text would be another one
-        return _recorded(job, plan, artefact, (sound, words), errors)
-    good = quality.check(job, artefact.path, reference, gates)
+        return _recorded(job, plan, artefact, results, errors)
+    results += laps.end(*quality.check(job, artefact.path, reference, gates))
     quick, timed, unquantised = _time(job, plan, artefact.path, gates.latency, original)
-    results = (sound, words, *good, quick)
+    results += laps.end(quick)
     answers = baseline.answers(job, artefact.path)
     asked = zip(baseline.asked(job), original.answers, answers, strict=True)
     return _recorded(job, plan, artefact, results, errors).model_copy(

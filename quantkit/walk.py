@@ -4,14 +4,16 @@ The model is built on the meta device and its own forward is called once over th
 stage: it reads its own weights, runs the batch in micro-batches, and goes back to meta. Masks, rotary positions,
 sliding windows and the kinds of layers come from the model's own code, so that no architecture needs a file here.
 
-Peak memory is one layer in float32, a few copies of the hidden states, and what one micro-batch per thread needs.
+Peak memory is one layer in float32, a layer's input and output for the whole batch, and what one micro-batch per thread
+needs. What micro-batches leave is put into the batch's own tensor at once: kept apart, small tensors would pin the memory that
+their threads have freed.
 Threads run micro-batches, never parts of one product, and observers see them in order: results do not depend on their
 number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -127,11 +129,11 @@ class _Layer:
 
 def _stage(run: _Run, layer: _Layer, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """One layer over the whole batch, its weights present only meanwhile."""
-    done, output = run.kept
+    done, kept = run.kept
     if layer.index <= done:
         if layer.index == done:
-            return output
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return kept
+        return (hidden, *kept[1:]) if isinstance(kept, tuple) else hidden
     batch, empty = hidden.shape[0], layer.module.state_dict()
 
     def call(part: slice, meet: staging.Meet | None) -> Any:
@@ -142,7 +144,7 @@ def _stage(run: _Run, layer: _Layer, hidden: torch.Tensor, *args: Any, **kwargs:
         with torch.no_grad(), matrices.watch_experts(experts) if meet is not None else nullcontext():  # for one thread only
             return layer.forward(positional[0].float(), *positional[1:], **named)
 
-    pieces: dict[int, Any] = {}
+    output: Any = None
     plain = min((lane.rows.start for lane in run.lanes), default=batch)
     for lane in (None, *run.lanes):
         rows = lane.rows if lane else slice(0, plain)
@@ -152,15 +154,16 @@ def _stage(run: _Run, layer: _Layer, hidden: torch.Tensor, *args: Any, **kwargs:
         _load(layer, empty, run.weights)
         experts = matrices.experts(layer.module, layer.prefix)
         hooks = matrices.watch(layer.module, layer.prefix) if lane or run.observe else []
-        found = _replaced(run, layer, lane, parts, call) if lane else _observed(run, parts, call)
-        pieces |= {part.start: piece for part, piece in zip(parts, found, strict=True)}
+        pieces = _replaced(run, layer, lane, parts, call) if lane else _observed(run, parts, call)
+        for part, piece in zip(parts, pieces, strict=True):
+            output = _room(piece, batch, run.narrow and not layer.last) if output is None else output
+            _put(output, part, piece)
+        del pieces
         for hook in hooks:
             hook.remove()
     layer.module.load_state_dict(empty, assign=True)
-    output = _join([pieces[start] for start in sorted(pieces)], run.narrow and not layer.last)
     if run.keep is not None:
         _keep(run.keep, layer.index, output)
-    pieces.clear()
     memory.release()
     if layer.report is not None:
         layer.report()
@@ -171,7 +174,7 @@ def _load(layer: _Layer, names: Mapping[str, Any], weights: Weights) -> None:
     layer.module.load_state_dict(skeleton.tensors(layer.module, list(names), weights, layer.prefix), assign=True)
 
 
-def _observed(run: _Run, parts: Sequence[slice], call: Callable[[slice, staging.Meet | None], Any]) -> list[Any]:
+def _observed(run: _Run, parts: Sequence[slice], call: Callable[[slice, staging.Meet | None], Any]) -> Iterator[Any]:
     """Outputs of micro-batches under the weights as they are, what they met shown to the observer in order."""
 
     def one(part: slice) -> tuple[Any, list[tuple[str, F32]]]:
@@ -182,14 +185,12 @@ def _observed(run: _Run, parts: Sequence[slice], call: Callable[[slice, staging.
 
         return call(part, meet if run.observe else None), seen
 
-    pieces = []
     for start in range(0, len(parts), run.threads):  # no more at a time: what was seen is held until it is observed
         for piece, seen in run.pool.map(one, parts[start : start + run.threads]):
-            pieces.append(piece)
             if run.observe is not None:
                 for name, x in seen:
                     run.observe(name, x)
-    return pieces
+            yield piece
 
 
 def _replaced(
@@ -255,21 +256,20 @@ def _split(value: Any, batch: int, part: slice) -> Any:
     return value
 
 
-def _join(pieces: list[Any], narrow: bool) -> Any:
-    """The batch's output from its micro-batches': a tensor, or a tuple with the hidden states first, whose other items are
-    alike for all sequences (T5's position bias): of them one sequence's is kept."""
+def _room(piece: Any, batch: int, narrow: bool) -> Any:
+    """For the outputs of a whole batch, of which `piece` is a micro-batch's: a tensor, or a tuple with the hidden states first,
+    whose other items are alike for all sequences (T5's position bias): of them one sequence's is kept."""
     import torch
 
-    if isinstance(pieces[0], tuple):
-        rest = (item[:1] if isinstance(item, torch.Tensor) else item for item in pieces[0][1:])
-        return (_cat([piece[0] for piece in pieces], narrow), *rest)
-    return _cat(pieces, narrow)
+    if isinstance(piece, tuple):
+        rest = (item[:1] if isinstance(item, torch.Tensor) else item for item in piece[1:])
+        return (_room(piece[0], batch, narrow), *rest)
+    return torch.empty((batch, *piece.shape[1:]), dtype=torch.bfloat16 if narrow else piece.dtype)
 
 
-def _cat(pieces: list[torch.Tensor], narrow: bool) -> torch.Tensor:
-    import torch
-
-    return torch.cat([piece.to(torch.bfloat16) if narrow else piece for piece in pieces])
+def _put(output: Any, part: slice, piece: Any) -> None:
+    states, new = (output[0], piece[0]) if isinstance(piece, tuple) else (output, piece)
+    states[part] = new
 
 
 def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: str, tokens: torch.Tensor) -> torch.Tensor:
@@ -286,6 +286,7 @@ def _embed(embedding: Any, forward: Callable[..., Any], weights: Weights, name: 
     for start, slab in skeleton.slabs(weights, name, tuple(embedding.weight.shape))():
         here = slice(*np.searchsorted(wanted, (start, start + len(slab))))
         rows[here] = slab[wanted[here] - start]
+        del slab  # before the next is read
     embedding.padding_idx = None  # matters to gradients only, and is no index into these rows
     empty = embedding.weight
     embedding.weight = torch.nn.Parameter(torch.from_numpy(rows), requires_grad=False)

@@ -6,6 +6,9 @@ import base64
 import hashlib
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -66,6 +69,20 @@ class WritableHub(ThreadingHTTPServer):
 
     def asked(self, pattern: str) -> list[str]:
         return [each for each in self.log if re.search(pattern, each)]
+
+
+@contextmanager
+def running() -> Iterator[WritableHub]:
+    """A server that answers while the block runs."""
+    found = WritableHub()
+    thread = threading.Thread(target=lambda: found.serve_forever(poll_interval=0.01))
+    thread.start()
+    try:
+        yield found
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "quantkit"
 
 LAYERS = [
-    {"values", "errors", "places", "plugins", "version", "memory", "progress", "chat_template"},
+    {"values", "errors", "frozen", "places", "plugins", "version", "memory", "progress", "chat_template"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
     {"walk", "skeleton", "heads", "staging", "matrices", "footprint", "footprint_onnx", "footprint_torch"},

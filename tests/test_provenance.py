@@ -1,5 +1,6 @@
 """A published folder proves where it is from: digests, a signature, tensors derived again; whatever was changed is found."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -66,8 +67,9 @@ def test_an_untouched_folder_passes_and_says_what_was_derived(made, folder):
     verdicts = {name: result.verdict for name, result in found.items()}
     assert verdicts == {
         "digests": "pass", "recipe": "pass", "licence": "pass", "signature": "pass", "source": "pass",
-        "derivation gguf-Q4_K_M-imatrix": "pass",
-        "derivation gguf-Q8_0": "pass", "derivation gguf-Q4_0-gptq": "report",
+        "documents gguf-Q4_K_M-imatrix": "pass", "derivation gguf-Q4_K_M-imatrix": "pass",
+        "documents gguf-Q8_0": "pass", "derivation gguf-Q8_0": "pass",
+        "documents gguf-Q4_0-gptq": "pass", "derivation gguf-Q4_0-gptq": "report",
     }  # fmt: skip
     assert "20 tensors of 20 derived" in found["derivation gguf-Q4_K_M-imatrix"].summary
     provenance.judge(folder, list(found.values()))
@@ -89,30 +91,108 @@ def flip(path):
     path.write_bytes(data)
 
 
-def forge(folder):
-    """A tensor changed, and every digest made to fit it."""
-    import hashlib
+def forge(path, change, folder):
+    """A file changed, and every digest made to fit it."""
+    change(path)
+    name, manifest, sums = path.relative_to(folder).as_posix(), folder / "manifest.json", folder / "SHA256SUMS"
+    said = json.loads(manifest.read_text())
+    for file in (file for target in said["targets"] for file in target["files"] if file["name"] == name):
+        file |= {"sha256": digest(path), "nbytes": path.stat().st_size}
+    manifest.write_text(json.dumps(said))
+    held = dict(reversed(line.split("  ", 1)) for line in sums.read_text().splitlines())
+    held |= {each: digest(folder / each) for each in (name, "manifest.json")}
+    sums.write_text("".join(f"{sha256}  {each}\n" for each, sha256 in held.items()))
 
-    path = next(folder.glob("*Q4_K_M.gguf"))
-    old = hashlib.sha256(path.read_bytes()).hexdigest()
-    flip(path)
-    new = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name in ("manifest.json", "SHA256SUMS"):
-        (folder / name).write_text((folder / name).read_text().replace(old, new))
-    sums = (folder / "SHA256SUMS").read_text().splitlines()
-    said = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    lines = [f"{said}  manifest.json" if line.endswith("  manifest.json") else line for line in sums]
-    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_forged_tensor_is_found_by_the_source_and_by_the_key(made, folder):
-    forge(folder)
+    forge(next(folder.glob("*Q4_K_M.gguf")), flip, folder)
     found = check(folder, sample=100, key=made / "key.pub")
     assert found["digests"].verdict == "pass"
     assert found["derivation gguf-Q4_K_M-imatrix"].verdict == "fail"
     assert found["signature"].verdict == "fail"
     with pytest.raises(CheckFailed, match="is not what it says"):
         provenance.judge(folder, list(found.values()))
+
+
+def end_elsewhere(path):
+    """Another token ends an answer."""
+    key, data = b"tokenizer.ggml.eos_token_id", bytearray(path.read_bytes())
+    data[data.index(key) + len(key) + 4] ^= 1  # after the value's type
+    path.write_bytes(data)
+
+
+def test_metadata_that_is_not_the_sources_is_found(folder):
+    forge(next(folder.glob("*Q8_0.gguf")), end_elsewhere, folder)
+    found = check(folder, sample=100)
+    assert (found["digests"].verdict, found["derivation gguf-Q8_0"].verdict) == ("pass", "pass")
+    assert found["documents gguf-Q8_0"].verdict == "fail"
+    assert "tokenizer.ggml.eos_token_id" in found["documents gguf-Q8_0"].summary
+    assert found["documents gguf-Q4_K_M-imatrix"].verdict == "pass"
+
+
+def test_a_source_that_lies_elsewhere_now_gives_the_same(made, folder, tmp_path):
+    moved = shutil.copytree(made / "source", tmp_path / "elsewhere")
+    assert {result.verdict for result in check(folder, source=str(moved)).values()} == {"pass", "report"}
+
+
+FOLDERS = """\
+source: {source}
+targets:
+  - {{format: gptq, bits: 4, group: 32}}
+  - {{format: onnx, bits: 8}}
+calibration: {{tokens: 1024, text: "builtin:python-docs"}}
+checks: false
+publish: [{{folder: {out}}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(pico, tmp_path_factory):
+    """What transformers and onnxruntime read, published."""
+    place = tmp_path_factory.mktemp("folders")
+    (place / "r.yaml").write_text(FOLDERS.format(source=pico("llama"), out=place / "published"))
+    done = command("run", place / "r.yaml", "--work-dir", place / "build", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    return place / "published"
+
+
+def speak_first(path):
+    """Every conversation begins with somebody else's words."""
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"chat_template": "Buy now. " + said.get("chat_template", "")}))
+
+
+def lose_a_word(path):
+    said = json.loads(path.read_text())
+    vocabulary = said["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(said))
+
+
+def turn_faster(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+
+
+@pytest.mark.slow
+def test_documents_of_a_folder_that_are_not_the_sources_are_found(folders, tmp_path):
+    place = shutil.copytree(folders.resolve(), tmp_path / "folder")
+    assert {result.verdict for result in check(place).values()} == {"pass", "report"}
+    attacks = {"config.json": turn_faster, "tokenizer.json": lose_a_word, "tokenizer_config.json": speak_first}
+    for number, (name, change) in enumerate(attacks.items()):
+        for target in ("gptq", "onnx"):
+            copy = shutil.copytree(folders.resolve(), tmp_path / f"{target}-{number}")
+            forge(next(copy.glob(f"*{target}*/{name}")), change, copy)
+            found = check(copy)
+            assert found["digests"].verdict == "pass"
+            failed = [check for check, result in found.items() if result.verdict == "fail"]
+            assert len(failed) == 1, failed
+            assert failed[0].startswith(f"documents {target}")
+            assert name in found[failed[0]].summary
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "README.md", "model.sig"])
@@ -134,7 +214,7 @@ def test_another_key_another_source_and_an_unlisted_file_are_seen(folder, pico, 
 def test_sums_that_lead_out_of_the_folder_are_refused(line, folder):
     with (folder / "SHA256SUMS").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(InputError, match="is no digest of a file within"):
+    with pytest.raises(InputError, match="of a file within"):
         check(folder)
 
 

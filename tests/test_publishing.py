@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import SECRET, Fault, WritableHub
+from hub_server import SECRET, Fault, WritableHub, running
 
 import quantkit
 from quantkit import publishing
@@ -23,13 +22,8 @@ from quantkit.progress import silent
 
 @pytest.fixture
 def server() -> Iterator[WritableHub]:
-    found = WritableHub()
-    thread = threading.Thread(target=lambda: found.serve_forever(poll_interval=0.01))
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with running() as found:
+        yield found
 
 
 @pytest.fixture

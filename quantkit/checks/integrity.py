@@ -52,7 +52,7 @@ def check(
         faults += [f"{name}: in the file, not planned" for name in found if name not in planned]
         faults += [f"{row.name}: planned, not in the file" for row in rows if row.name not in found]
         for path, pairs in zip(paths, metadata, strict=bool(metadata)):
-            faults += _said(path, pairs)
+            faults += said(path, pairs)
     present = [row for row in rows if row.name in found]
     for index, row in enumerate(present):
         fault = _declared(row, found[row.name])
@@ -65,7 +65,7 @@ def check(
     return _result(len(rows), sum(map(len, metadata)), faults, errors), errors
 
 
-def _said(path: Path, pairs: Sequence[KeyValue]) -> list[str]:
+def said(path: Path, pairs: Sequence[KeyValue]) -> list[str]:
     """What the file's metadata says otherwise than planned: the template, the vocabulary, every parameter of the graph."""
     try:
         found = {pair.key: pair for pair in gguf_kv.read(path).pairs}

@@ -62,13 +62,18 @@ def score(
     """
     scored = slice(first, tokens.shape[1] - 1)
     parts, right = [], []
-    for index, chunk in enumerate(tokens):
+
+    def compare_chunk(index: int) -> None:
+        """Whose logits are gone before those of the next are made."""
         artefact = logits(index)[scored]
         original = head(reference_hidden[index, scored])
-        parts.append(compare(original, artefact, chunk[1:][scored]))
+        parts.append(compare(original, artefact, tokens[index, 1:][scored]))
         if questions is not None:
             asked = questions.positions[index], questions.options[index]
             right.append((_answer(original, *asked), _answer(artefact, *asked)))
+
+    for index in range(len(tokens)):
+        compare_chunk(index)
         if progress is not None:
             progress("score", index + 1, len(tokens))
     reference, found, kld, top = (np.stack(rows) for rows in zip(*parts, strict=True))

@@ -15,15 +15,18 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from quantkit.errors import InputError, ResourceError
+from quantkit.manifest import within
 from quantkit.publish import signature
 
 SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _PARTIAL = ".partial-"
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP}
 
@@ -96,22 +99,29 @@ def sums(build_files: Mapping[str, Path]) -> dict[str, str]:
     over it too, and no more."""
     if SUMS not in build_files:
         raise InputError(f"{SUMS} is not among the files to publish: {', '.join(sorted(build_files))}")
-    found = listed(build_files[SUMS].read_text(encoding="utf-8"))
+    found = listed(build_files[SUMS])
     names = set(build_files) - {SUMS, signature.NAME}
     if set(found) != names:
         raise InputError(f"{SUMS} and the files to publish differ in {', '.join(sorted(set(found) ^ names))}")
-    paths = {name: Path(name) for name in names}
-    odd = [name for name, path in paths.items() if len(path.parts) > 3 or ".." in path.parts or path.is_absolute()]
-    if odd:
+    if odd := [name for name in names if len(Path(name).parts) > 3]:
         raise InputError(
             f"published files lie in one folder or at most two below it; these names do not: {', '.join(sorted(odd))}"
         )
     return found
 
 
-def listed(text: str) -> dict[str, str]:
-    """The text of a SHA256SUMS, name -> digest."""
-    return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+def listed(path: Path) -> dict[str, str]:
+    """A SHA256SUMS, name -> digest. Raises InputError where it cannot be read, or lists what is no file within its folder."""
+    found = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            match = _LINE.fullmatch(line)
+            if match is None:
+                raise ValueError(f"{line!r} is no digest of a file within")
+            found[within(match[2])] = match[1]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; run the recipe again, or fetch the folder again") from error
+    return found
 
 
 def _current(destination: Path, store: Path) -> str | None:

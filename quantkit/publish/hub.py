@@ -197,12 +197,11 @@ def _stale(api: Any, hub: str, held: _Version, contents: Mapping[str, _Content])
         paths = [
             Path(api.hf_hub_download(hub, name, revision=held.commit, local_dir=place)) for name in (folder.SUMS, MANIFEST)
         ]
-        text, manifest = (path.read_text(encoding="utf-8", errors="replace") for path in paths)
-    listed = folder.listed(text)
-    try:
-        ours = MANIFEST in listed and "quantkit" in json.loads(manifest)
-    except (ValueError, TypeError):
-        return []
+        try:
+            listed = folder.listed(paths[0])
+            ours = MANIFEST in listed and "quantkit" in json.loads(paths[1].read_bytes())
+        except (InputError, ValueError, TypeError):
+            return []
     unchanged = {name for name in others if len(held.blobs[name]) != 64 or held.blobs[name] == listed.get(name)}
     return sorted(unchanged & listed.keys()) if ours else []
 

@@ -13,7 +13,7 @@ _NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 def render(manifest: Manifest) -> str:
     """A failed gate is a failure, one that cannot be decided an error, an artefact that nobody measured is skipped.
 
-    A suite's time is that of making the artefact; what its checks took is not recorded.
+    A case's time is what its check took, as `costs.Laps` counts it; a suite's is that of making the artefact and of its checks.
     """
     suites = [_suite(manifest, target) for target in manifest.targets]
     root = ET.Element("testsuites", {"name": _legal(f"quantkit {manifest.recipe.name}")} | _sums(suites))
@@ -34,7 +34,8 @@ def _suite(manifest: Manifest, target: TargetRecord) -> ET.Element:
         "errors": sum(case.find("error") is not None for case in cases),
         "skipped": sum(case.find("skipped") is not None for case in cases),
     }
-    facts = {"name": _legal(target.name), "timestamp": manifest.created[:19], "time": f"{target.seconds:.3f}"}
+    seconds = target.seconds + sum(check.seconds for check in target.checks)
+    facts = {"name": _legal(target.name), "timestamp": manifest.created[:19], "time": f"{seconds:.3f}"}
     suite = ET.Element("testsuite", facts | {key: str(count) for key, count in counts.items()})
     properties = ET.SubElement(suite, "properties")
     for name, value in (("file", target.file), ("sha256", target.sha256), ("source", manifest.source.uri)):
@@ -44,7 +45,8 @@ def _suite(manifest: Manifest, target: TargetRecord) -> ET.Element:
 
 
 def _case(manifest: Manifest, target: TargetRecord, check: CheckRecord) -> ET.Element:
-    case = ET.Element("testcase", classname=_legal(f"{manifest.recipe.name}.{target.name}"), name=_legal(check.check))
+    names = {"classname": _legal(f"{manifest.recipe.name}.{target.name}"), "name": _legal(check.check)}
+    case = ET.Element("testcase", names | {"time": f"{check.seconds:.3f}"})
     said = _legal(check.summary)
     if check.verdict == "fail":
         ET.SubElement(case, "failure", message=said, type="gate")

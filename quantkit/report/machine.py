@@ -117,7 +117,7 @@ def bandwidth(seconds: float = 1.0) -> float:
     The best round of `seconds` counts: other work on the machine can only slow a round down.
     """
     threads = max(2, cores())
-    size = min(512 << 20, memory_bytes() // 8) // threads // 8
+    size = min(128 << 20, memory_bytes() // 8) // threads // 8
     sources = [np.ones(size) for _ in range(threads)]
     sinks = [np.ones(size) for _ in range(threads)]  # written once before timing: a page's first touch is no bandwidth
     best = 0.0

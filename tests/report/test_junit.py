@@ -32,6 +32,22 @@ def test_a_suite_for_every_artefact_and_a_case_for_every_check() -> None:
     assert bad.findall("testcase")[0].attrib["classname"] == "sample.gguf-Q2_K"
 
 
+def test_a_case_takes_what_its_check_took_and_a_suite_the_making_too() -> None:
+    root = ET.fromstring(junit.render(with_check(sample(), seconds=1.5)))
+    [suite] = root.findall("testsuite")
+    assert [case.attrib["time"] for case in suite.findall("testcase")] == ["0.000", "1.500"]
+    assert (suite.attrib["time"], root.attrib["time"]) == ("5.700", "5.700")
+
+
+def test_a_manifest_from_before_checks_had_seconds_is_read() -> None:
+    document = sample().model_dump()
+    for target in document["targets"]:
+        for check in target["checks"]:
+            del check["seconds"]
+    root = ET.fromstring(junit.render(Manifest.model_validate(document)))
+    assert {case.attrib["time"] for case in root.iter("testcase")} == {"0.000"}
+
+
 def test_a_gate_that_cannot_be_decided_is_an_error() -> None:
     [suite] = ET.fromstring(junit.render(with_check(sample(), verdict="unresolved", summary="16 chunks cannot tell")))
     assert (suite.attrib["failures"], suite.attrib["errors"]) == ("0", "1")

@@ -49,6 +49,7 @@ def write(
     """
     started = time.perf_counter()
     memory.reset_peak()
+    memory.return_large_blocks()
     place = folder / Path(plan.file).parts[0]
     written: list[Written] = []
     made = made or graphs.build(snapshot)
@@ -152,11 +153,12 @@ def _tensors(row: Row, graphs: Sequence[_Values], pool: Executor) -> dict[str, n
     if row.name not in values.graph.deferred:
         return {"": _smoothing(row, values)}
     made = values.graph.deferred[row.name].make()
-    if (bad := first_nonfinite_row(np.ascontiguousarray(made).reshape(len(made), -1))) >= 0:
+    turned = scheme is not None and row.name in values.transposed
+    weight: F32 = np.ascontiguousarray(made.T if turned else made)
+    if (bad := first_nonfinite_row(weight.reshape(len(weight), -1))) >= 0:
         raise WeightError(f"{row.source or row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
     if scheme is None:
-        return {"": made}
-    weight: F32 = np.ascontiguousarray(made.T if row.name in values.transposed else made)
+        return {"": weight}
     if isinstance(scheme, Blocks):
         cost = values.seen(row.name)
         return scheme.encode(weight, cost if cost is not None and cost.shape == row.shape[-1:] else None, pool)
