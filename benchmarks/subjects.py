@@ -85,9 +85,9 @@ def score(path: Path, given: Subject, said: Said, threads: int) -> Scores:
 
 def score_in_torch(path: Path, given: Subject, said: Said, threads: int) -> Scores:
     """The same file, dequantised block by block, activations in float32."""
-    found = source.describe(str(path))
-    with closing(found.weights):
-        logits = torch_blocks.logits(found.config, found.weights, said.tokens, threads=threads)
+    weights = source.describe(str(path)).weights
+    with closing(weights):
+        logits = torch_blocks.logits(given.snapshot.config, weights, said.tokens, threads=threads)
         return _score(logits, given, said, torch_blocks.name())
 
 
