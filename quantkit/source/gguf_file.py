@@ -33,7 +33,7 @@ def describe(path: Path, uri: str) -> Snapshot:
     parts = {part: gguf_kv.read(part) for part in _parts(path, gguf_kv.read(path).values())}
     kv = next(iter(parts.values())).values()
     name = gguf_kv.require(kv, "general.architecture")
-    architecture = arch.find_gguf(name, experts=bool(kv.get(f"{name}.expert_count")))
+    architecture = _architecture(name, kv)
     spans, infos = _all_tensors(parts)
     extra = {name: _whole(spans.pop(name)) for name in gguf_tensors.EXTRA if infos.pop(name, None)}
     config = gguf_config.decode(architecture, kv, extra)
@@ -53,6 +53,15 @@ def describe(path: Path, uri: str) -> Snapshot:
         tokenizer=_tokenizer(kv),
         licence=_licence(kv, path.parent),
     )
+
+
+def _architecture(name: str, kv: Mapping[str, Any]) -> Architecture:
+    """As GGUF names it; of llamas whose width their heads do not divide Mistral, which computes the same: transformers' Llama
+    takes no such heads."""
+    found = arch.find_gguf(name, experts=bool(kv.get(f"{name}.expert_count")))
+    width, heads = kv.get(f"{name}.embedding_length"), kv.get(f"{name}.attention.head_count")
+    uneven = isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads != 0
+    return arch.find({"model_type": "mistral"}) if uneven and found.model_type == "llama" else found
 
 
 def _parts(path: Path, kv: Mapping[str, Any]) -> list[Path]:

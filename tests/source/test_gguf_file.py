@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import PICO, write_gguf
+from checkpoints import PICO, make_pico, write_gguf
 
 from quantkit import arch, source
 from quantkit.codecs import gguf_kv, gguf_tensors
@@ -39,6 +39,22 @@ def test_a_pico_checkpoint_comes_back_from_its_gguf(name: str, pico: Callable[[s
     assert back.tokenizer is not None
     assert back.tokenizer.definition["model"].get("merges") == first.tokenizer.definition["model"].get("merges")
     assert back.tokenizer.chat_template == first.tokenizer.chat_template
+
+
+def test_heads_that_do_not_divide_the_width_are_a_mistrals(tmp_path: Path) -> None:
+    """Of the llama graph; transformers' Llama refuses them."""
+    from transformers import AutoConfig
+
+    first = source.describe(
+        str(make_pico("mistral", tmp_path / "mistral", num_attention_heads=3, num_key_value_heads=3, head_dim=32))
+    )
+    back = source.describe(f"file://{write_gguf(first, tmp_path / 'pico.gguf')}")
+    assert first.config["hidden_size"] % 3
+    assert back.config["model_type"] == "mistral"
+    assert back.config["head_dim"] == 32
+    AutoConfig.for_model(**back.config)
+    for tensor in first.weights.infos:
+        assert np.allclose(back.weights.read(tensor), first.weights.read(tensor), rtol=0, atol=1.2e-7)
 
 
 def test_smollm2(smol: Path) -> None:
