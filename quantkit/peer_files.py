@@ -58,7 +58,7 @@ def wanted(checks: Checks | None, plans: Sequence[TargetPlan]) -> tuple[Counterp
             target = plan.gguf
             alike = (target.type, target.output, target.token_embd, target.pure, target.imatrix)
             groups.setdefault(alike, []).append(plan)
-    weighed = {group[0].gguf.type for group in groups.values() if group[0].gguf.imatrix}
+    weighed = {plan.gguf.type for group in groups.values() for plan in group if plan.gguf.weighed}
     return tuple(
         Counterpart(tuple(group), "static" if group[0].gguf.type in weighed and not group[0].gguf.imatrix else "")
         for group in groups.values()

@@ -54,7 +54,7 @@ def test_one_file_serves_targets_that_differ_in_codes_alone(pico: Callable[[str]
 
 
 def test_the_plan_has_their_disk_time_and_memory(pico: Callable[[str], Path], tmp_path: Path) -> None:
-    plain, asked = (planned(pico("llama"), tmp_path, SEARCH, GPTQ, **checks) for checks in ({}, PEERS))
+    plain, asked = (planned(pico("llama"), tmp_path, SEARCH, **checks) for checks in ({}, PEERS))
     assert asked.needs.disk - plain.needs.disk == max(target.nbytes or 0 for target in asked.targets)
     assert asked.needs.seconds > plain.needs.seconds
     assert asked.needs.memory >= plain.needs.memory
