@@ -26,7 +26,7 @@ def needs(pico: Callable[[str], Path], tmp_path: Path) -> Callable[..., Needs]:
         recipe = Recipe.model_validate({"source": snapshot.uri, "targets": targets, "checks": False, **further})
         plans = [pipeline.plan_target(target, "", snapshot, "model") for target in recipe.targets]
         original = baseline.plan(snapshot, tmp_path) if GGUF in targets else None
-        return estimates.estimate(recipe, snapshot, plans, original, 1)
+        return estimates.estimate(recipe, snapshot, plans, original, 1, tmp_path)
 
     return of
 
