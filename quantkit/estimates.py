@@ -6,7 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantkit import arch, baseline, footprint, footprint_onnx, peer_files, planning, publishing, quality, solved
+from quantkit import (
+    arch,
+    baseline,
+    footprint,
+    footprint_onnx,
+    footprint_run,
+    peer_files,
+    planning,
+    publishing,
+    quality,
+    solved,
+)
 from quantkit.calibration import corpus
 from quantkit.codecs import gguf_config
 from quantkit.engines import llama_cpp
@@ -35,7 +46,7 @@ def estimate(
     file that GGUF artefacts are compared with."""
     dimensions, made = footprint.dimensions(snapshot.config), [target.target.format for target in targets]
     torch = recipe.calibration is not None or recipe.checks is not None
-    process = footprint.process_memory(dimensions.vocabulary, torch=torch, onnx="onnx" in made)
+    process = footprint_run.process_memory(dimensions.vocabulary, torch=torch, onnx="onnx" in made)
     steps = [0, *_making_memory(snapshot, targets, original if recipe.checks else None, threads)]
     seconds = snapshot.parameters() * len(targets) / (ENCODED_WEIGHTS_PER_SECOND * threads)
     if recipe.calibration is not None:
@@ -48,7 +59,7 @@ def estimate(
         seconds += _check_seconds(recipe.checks, snapshot, len(targets), threads)
         peers = [peer.plans[0] for peer in peer_files.wanted(recipe.checks, targets)]
         if peers and original:
-            steps.append(sum(footprint.quantizer_memory(original.rows).values()))
+            steps.append(sum(footprint_run.quantizer_memory(original.rows).values()))
             seconds += len(peers) * _peer_seconds(recipe.checks, snapshot, threads)
     disk = _disk(recipe, snapshot, targets, original, folder)
     return Needs(download=snapshot.download_bytes, disk=disk, memory=process + max(steps), seconds=seconds)
@@ -61,10 +72,10 @@ def _making_memory(
     for target in (*targets, *([original] if original else [])):
         if target.target.format == "gguf":
             slab, ahead = writer.SLAB_WEIGHTS, writer.LOOKAHEAD_BYTES
-            terms = footprint.conversion_memory(target.rows, slab_weights=slab, threads=threads, ahead=ahead)
+            terms = footprint_run.conversion_memory(target.rows, slab_weights=slab, threads=threads, ahead=ahead)
             yield sum(terms.values())
         elif target.target.format == "onnx":
-            yield footprint.onnx_conversion_memory(target.rows, layers)
+            yield footprint_run.onnx_conversion_memory(target.rows, layers)
 
 
 def _calibration_memory(
@@ -72,12 +83,12 @@ def _calibration_memory(
 ) -> Iterator[int]:
     config, sequences, length = snapshot.config, calibration.sequences, calibration.length
     if any(target.target.format != "gptq" and target.target.imatrix is True for target in targets):
-        yield sum(footprint.walk_memory(config, sequences, length, 1, threads=threads).values())
+        yield sum(footprint_run.walk_memory(config, sequences, length, 1, threads=threads).values())
     if solved := [target.gptq for target in targets if target.solved]:
         narrow = all(target.activations == "bfloat16" for target in solved)
         high = any(target.quality == "high" for target in solved)
         tokens = sequences * length
-        terms = footprint.gptq_memory(config, tokens, length, narrow=narrow, lanes=len(solved), originals=high)
+        terms = footprint_run.gptq_memory(config, tokens, length, narrow=narrow, lanes=len(solved), originals=high)
         yield sum(terms.values())
 
 
@@ -92,24 +103,24 @@ def _check_memory(
     """The walk that makes the reference; then every artefact beside the original's head, and the unquantised models, which
     answer and are timed without it."""
     config, chunks, whole = snapshot.config, checks.perplexity.chunks, _float_graph_bytes(snapshot, folder)
-    yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
-    head = sum(footprint.head_memory(config, chunks, CHUNK).values())
+    yield sum(footprint_run.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
+    head = sum(footprint_run.head_memory(config, chunks, CHUNK).values())
     isa = machine.instruction_sets()
     for target in (*targets, *([original] if original else [])):
         size = _file_bytes(target)
         if target.target.format == "gguf":
             outputs = 1 if target is original else CHUNK
             engine = footprint.memory(size, target.rows, config, [CHUNK], instruction_sets=isa, outputs=outputs)[0].growth
-            yield footprint.LLAMA_CPP_CHECKS + engine + (0 if target is original else head)
+            yield footprint_run.LLAMA_CPP_CHECKS + engine + (0 if target is original else head)
         elif target.target.format == "onnx":
-            graph = footprint.onnx_conversion_memory((), footprint.dimensions(config).layers)
+            graph = footprint_run.onnx_conversion_memory((), footprint.dimensions(config).layers)
             decoder = quality.kind(snapshot) == "decoder"
             engine = footprint_onnx.memory(size, target.rows, config, [CHUNK])[0].growth if decoder else 2 * size
             yield graph + engine + head
             largest = max((math.prod(row.shape) for row in target.rows), default=0)
             yield graph + whole + 4 * largest  # of the float32 graph or transformers' model, a matrix more while it is packed
         else:
-            yield sum(footprint.walk_memory(config, chunks, CHUNK, 1, threads=threads).values()) + head
+            yield sum(footprint_run.walk_memory(config, chunks, CHUNK, 1, threads=threads).values()) + head
 
 
 def _file_bytes(target: TargetPlan) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quantkit import baseline, estimates, footprint, pipeline, source
+from quantkit import baseline, estimates, footprint_run, pipeline, source
 from quantkit.planning import Needs
 from quantkit.recipe import Recipe
 
@@ -33,8 +33,8 @@ def needs(pico: Callable[[str], Path], tmp_path: Path) -> Callable[..., Needs]:
 
 def test_a_conversion_holds_its_files_and_no_torch(needs: Callable[..., Needs]) -> None:
     found = needs(GGUF)
-    assert found.memory < footprint.RUN_PROCESS + footprint.TORCH_LIBRARIES
-    assert needs(GGUF, checks={"perplexity": {"chunks": 2}}).memory > found.memory + footprint.TORCH_LIBRARIES
+    assert found.memory < footprint_run.RUN_PROCESS + footprint_run.TORCH_LIBRARIES
+    assert needs(GGUF, checks={"perplexity": {"chunks": 2}}).memory > found.memory + footprint_run.TORCH_LIBRARIES
 
 
 def test_codes_lie_beside_the_checkpoint_that_is_made_of_them(needs: Callable[..., Needs]) -> None:
@@ -57,8 +57,8 @@ def test_small_blocks_that_threads_have_freed_count_until_all_have_come() -> Non
         "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1000,
         "num_attention_heads": 8,
     }  # fmt: skip
-    short = footprint.gptq_memory(config, 8192, 512, narrow=False)["waiting or solving"]
-    long = footprint.gptq_memory(config, 8192, 4096, narrow=False)["waiting or solving"]
+    short = footprint_run.gptq_memory(config, 8192, 512, narrow=False)["waiting or solving"]
+    long = footprint_run.gptq_memory(config, 8192, 4096, narrow=False)["waiting or solving"]
     assert short - long > 4 * 8192 * 3 * 512  # what is freed in blocks beyond POOLED goes back at once
 
 
@@ -66,5 +66,5 @@ def test_tensors_that_are_encoded_ahead_are_counted_up_to_their_limit() -> None:
     from quantkit.values import Row
 
     rows = [Row(str(index), None, (10, 10), "F32", "F32", "F32", "", size) for index, size in enumerate((10, 10, 10, 50, 5))]
-    assert footprint.conversion_memory(rows, slab_weights=1, threads=1, ahead=25)["encoded tensors"] == 75
-    assert footprint.conversion_memory(rows, slab_weights=1, threads=1)["encoded tensors"] == 60
+    assert footprint_run.conversion_memory(rows, slab_weights=1, threads=1, ahead=25)["encoded tensors"] == 75
+    assert footprint_run.conversion_memory(rows, slab_weights=1, threads=1)["encoded tensors"] == 60

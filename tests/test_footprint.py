@@ -11,7 +11,7 @@ import pytest
 from checkpoints import make_pico
 
 import quantkit
-from quantkit import footprint, footprint_onnx, footprint_torch, memory, requirements, resident, source
+from quantkit import footprint, footprint_onnx, footprint_run, footprint_torch, memory, requirements, resident, source
 from quantkit.errors import UnsupportedError
 from quantkit.report import machine
 from quantkit.values import Row
@@ -176,16 +176,16 @@ def test_a_config_without_its_numbers_is_refused() -> None:
 
 def test_estimates_name_their_terms() -> None:
     rows = [row("token_embd.weight", (49152, 576), "Q8_0", 30_081_024)]
-    terms = footprint.conversion_memory(rows, slab_weights=1 << 19, threads=2)
+    terms = footprint_run.conversion_memory(rows, slab_weights=1 << 19, threads=2)
     assert terms["float32 slabs"] == 2 * 4 * (1 << 19)
     assert terms["encoded tensors"] == 30_081_024
-    assert footprint.conversion_memory(rows * 3, slab_weights=1, threads=1)["encoded tensors"] == 2 * 30_081_024
-    walk = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
+    assert footprint_run.conversion_memory(rows * 3, slab_weights=1, threads=1)["encoded tensors"] == 2 * 30_081_024
+    walk = footprint_run.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1)
     assert walk["one block"] == 4 * (576 * 64 * 24 + 3 * 576 * 1536)
     assert sum(walk.values()) < footprint.GiB
-    two = footprint.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1, threads=2)
+    two = footprint_run.walk_memory(SMOLLM2, sequences=16, length=512, micro_batch=1, threads=2)
     assert sum(two.values()) - sum(walk.values()) == walk["activations"] + walk["attention scores"]
-    assert footprint.head_memory(MISTRAL, 16, 512)["head"] == 512 * footprint.MiB
+    assert footprint_run.head_memory(MISTRAL, 16, 512)["head"] == 512 * footprint.MiB
 
 
 _CHILD = """

@@ -9,7 +9,7 @@ LAYERS = [
     {"values", "errors", "frozen", "places", "plugins", "version", "memory", "progress", "chat_template"},
     {"kernels", "arch", "checkpoint", "modules"},
     {"codecs"},
-    {"walk", "skeleton", "heads", "staging", "matrices", "footprint", "footprint_onnx", "footprint_torch"},
+    {"walk", "skeleton", "heads", "staging", "matrices", "footprint", "footprint_onnx", "footprint_torch", "footprint_run"},
     {"targets", "destinations", "recipe", "recipe_file", "recipe_lock", "planning", "manifest", "workspace"},
     {"source", "calibration", "formats", "engines", "checks", "report", "publish"},
     {

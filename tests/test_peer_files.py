@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import quantkit
-from quantkit import baseline, footprint, peer_files, pipeline, recipe_file, source
+from quantkit import baseline, footprint_run, peer_files, pipeline, recipe_file, source
 from quantkit.engines import llama_cpp_quantizer
 from quantkit.engines.llama_cpp_quantizer import Wish
 from quantkit.errors import ResourceError, UnresolvedError
@@ -125,6 +125,6 @@ def test_its_memory_is_predicted(smol: Path, tmp_path: Path) -> None:
     snapshot = source.fetch(source.describe(str(smol)), silent)
     plan = layout.plan(baseline.TARGET, "", snapshot, "base")
     base = writer.write(plan, snapshot, tmp_path, importance={}, threads=2, progress=silent)
-    need = sum(footprint.quantizer_memory(plan.rows).values())
+    need = sum(footprint_run.quantizer_memory(plan.rows).values())
     cost = llama_cpp_quantizer.make(base.path, tmp_path / "out.gguf", Wish(FILE_TYPE["Q4_K_M"]), importance=None, threads=2)
     assert 0.8 * need < cost.peak_rss_bytes < 1.05 * need
