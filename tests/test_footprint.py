@@ -266,8 +266,8 @@ def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: st
 
 _WINDOWED = {"sliding_window": 1024, "max_position_embeddings": 8192}
 _DEEP = {
-    "sliding_window": 64, "max_position_embeddings": 8192, "num_hidden_layers": 12, "head_dim": 128, "num_key_value_heads": 4,
-    "layer_types": ["sliding_attention"] * 11 + ["full_attention"],
+    "sliding_window": 64, "max_position_embeddings": 8192, "num_hidden_layers": 12, "num_key_value_heads": 4,
+    "head_dim": 128, "query_pre_attn_scalar": 128, "layer_types": ["sliding_attention"] * 11 + ["full_attention"],
 }  # fmt: skip
 _WIDE = {
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
