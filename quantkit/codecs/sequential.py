@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,23 +81,21 @@ def _slab(kind: str, ordered: F32, factor: Factor, blocks: list[_Block], data: U
     import torch
 
     errors, loss = np.zeros_like(ordered), 0.0
-    carried, panel_start = np.zeros((0, 0), np.float32), -1
-    for block in blocks:
-        number = block.first // PANEL
+    done = torch.from_numpy(errors)
+    for number, together in groupby(blocks, lambda block: block.first // PANEL):
         at, panel = number * PANEL, torch.from_numpy(factor.panels[number])
         below = min(at + PANEL, ordered.shape[1])
-        done = torch.from_numpy(errors)
         with torch.no_grad():
-            if at != panel_start:
-                carried, panel_start = torch.mm(done[:, below:], panel[below - at :]).numpy(), at
-            here = panel[block.stop - at : below - at, block.first - at : block.stop - at]
-            total = torch.mm(done[:, block.stop : below], here)
-            total += torch.from_numpy(carried[:, block.first - at : block.stop - at])
-            shift = torch.linalg.solve_triangular(torch.from_numpy(block.triangle), total, upper=False, left=False).numpy()
-        chosen, values, lost = _choose(kind, ordered[:, block.first : block.stop] + shift, block)
-        data[:, block.number] = chosen
-        errors[:, block.first : block.stop] = ordered[:, block.first : block.stop] - values
-        loss += lost
+            carried = torch.mm(done[:, below:], panel[below - at :])
+        for block in together:
+            here = slice(block.first - at, block.stop - at)
+            with torch.no_grad():
+                total = carried[:, here] + torch.mm(done[:, block.stop : below], panel[block.stop - at : below - at, here])
+                shift = torch.linalg.solve_triangular(torch.from_numpy(block.triangle), total, upper=False, left=False)
+            weights = ordered[:, block.first : block.stop]
+            data[:, block.number], values, lost = _choose(kind, weights + shift.numpy(), block)
+            errors[:, block.first : block.stop] = weights - values
+            loss += lost
     return loss
 
 
