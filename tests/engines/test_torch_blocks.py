@@ -27,7 +27,7 @@ pytestmark = [
 def test_both_engines_agree_on_the_divergence_of_gptq_s_codes(smollm2: str, tmp_path: Path) -> None:
     document = {
         "source": smollm2,
-        "targets": [{"format": "gguf", "type": "Q4_0", "imatrix": True, "codes": "gptq"}],
+        "targets": [{"format": "gguf", "type": "Q4_0", "codes": "gptq"}],
         "calibration": {"text": "builtin:python-docs", "tokens": 4096},
         "checks": False,
     }

@@ -19,7 +19,7 @@ from quantkit.values import F32, U8
 
 WIDTH, ROWS, TOKENS = 512, 264, 600  # two panels of the factor, two slabs of rows
 QUICK = ("random", "columns of 1e-6 and 1e6")
-SLOW = ("rank 1", "dead columns", "all dead", "all of 1e-6", "all of 1e6", "nearly singular", "one token")
+SLOW = ("rank 1", "dead columns", "all of 1e-6", "nearly singular", "one token")
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +39,6 @@ def inputs(kind: str) -> list[F32]:
     if kind == "dead columns":
         x[:, dice.permutation(WIDTH)[:200]] = 0
         x[:, 32:64] = 0  # a whole group
-    if kind == "all dead":
-        x[:] = 0
     if kind == "columns of 1e-6 and 1e6":
         x *= dice.choice([1e-6, 1.0, 1e6], WIDTH)
     if kind.startswith("all of"):
