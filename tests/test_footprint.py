@@ -269,9 +269,6 @@ _DEEP = {
     "sliding_window": 64, "max_position_embeddings": 8192, "num_hidden_layers": 12, "num_key_value_heads": 4,
     "head_dim": 128, "query_pre_attn_scalar": 128, "layer_types": ["sliding_attention"] * 11 + ["full_attention"],
 }  # fmt: skip
-_WIDE = {
-    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8,
-}  # fmt: skip
 _W4 = {"format": "gptq", "bits": 4, "group": 64}
 _Q8 = {"format": "gguf", "type": "Q8_0"}
 
@@ -279,14 +276,15 @@ _Q8 = {"format": "gguf", "type": "Q8_0"}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "name", "shape", "context"),
-    [(_W4, "gemma3", _WINDOWED, 8192), (_W4, "llama", _WIDE, 2048), (_Q8, "gemma3", _DEEP, 8192)],
-    ids=["gptq-windowed", "gptq-wide", "gguf-windowed"],
+    [(_W4, "gemma3", _WINDOWED, 8192), (_Q8, "gemma3", _DEEP, 8192)],
+    ids=["gptq", "gguf"],
 )
-def test_what_a_random_model_adds_is_predicted(
+def test_what_a_windowed_model_adds_is_predicted(
     target: dict[str, Any], name: str, shape: dict[str, Any], context: int, tmp_path: Path
 ) -> None:
-    """A window's mask is three quarters of the first; weights, cache and MLP are most of the second; a whole cache of every
-    layer would be thrice what the third takes."""
+    """A window's mask is three quarters of the first; a whole cache of every layer would be thrice what the second takes."""
+    if target["format"] == "gptq" and "AVX512F" in machine.instruction_sets():
+        pytest.skip("torch's attention with a mask was not measured on AVX-512")
     if target["format"] == "gguf":
         pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
     model = str(make_pico(name, tmp_path / "model", **shape))
@@ -301,5 +299,4 @@ def test_what_a_random_model_adds_is_predicted(
     path = next(tmp_path.glob(f"*/{made.file}"))
     found = resident.measure(path, format=target["format"], threads=2, context=context)
     growth = found.peak - found.before
-    print(f"{target['format']} {name} {context}: {growth >> 20} MiB, {prediction}")
     assert prediction.growth == pytest.approx(growth, rel=0.1), (prediction, found)
