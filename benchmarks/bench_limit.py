@@ -34,7 +34,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 
 
 def group(limit: int) -> Path:
-    """A cgroup of `limit` bytes, of version 1 or 2; the file that takes its members."""
+    """The folder of a new cgroup of `limit` bytes, of version 1 or 2."""
     first = (GROUPS / "memory").is_dir()
     place = (GROUPS / "memory" if first else GROUPS) / f"quantkit-{os.getpid()}"
     place.mkdir()

@@ -96,15 +96,12 @@ def first_layers(snapshot: Snapshot) -> Snapshot:
 def made(job: Job) -> Iterator[Baseline]:
     """The baseline, while the block runs."""
     cut = is_cut(job.snapshot, job.work)
-    path = _write(job, TARGET, cut)
-    try:
+    with _written(job, TARGET, cut) as path:
         if cut:
             label = f"F16 of the first {CUT_LAYERS} layers, beside those layers as this type (the whole does not fit here)"
             yield Baseline(path, label, True, (NO_ANSWER,) * len(asked(job)))
         else:
             yield Baseline(path, "F16 of the same weights", False, answers(job, path))
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -112,11 +109,8 @@ def whole(job: Job) -> Iterator[Path]:
     """The F16 file of the whole model, while the block runs. Raises ResourceError where it does not fit."""
     if is_cut(job.snapshot, job.work):
         raise ResourceError(NO_PEER)
-    path = _write(job, TARGET, False)
-    try:
+    with _written(job, TARGET, False) as path:
         yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -125,11 +119,8 @@ def counterpart(job: Job, target: GgufTarget, artefact: Path, original: Baseline
     if not original.cut:
         yield artefact
         return
-    path = _write(job, target, True)
-    try:
+    with _written(job, target, True) as path:
         yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def asked(job: Job) -> tuple[str, ...]:
@@ -159,7 +150,13 @@ def _plan(snapshot: Snapshot, target: GgufTarget) -> TargetPlan:
     return replace(plan, files=(replace(plan.files[0], name=f"baseline-{target.type}.gguf{workspace.PARTIAL}"),))
 
 
-def _write(job: Job, target: GgufTarget, cut: bool) -> Path:
+@contextmanager
+def _written(job: Job, target: GgufTarget, cut: bool) -> Iterator[Path]:
+    """The original, or its cut, as a file of this type, while the block runs."""
     snapshot = first_layers(job.snapshot) if cut else job.snapshot
     planned, progress = _plan(snapshot, target), job.labelled("(baseline)").progress
-    return writer.write(planned, snapshot, job.work, importance={}, threads=job.threads, progress=progress).path
+    path = writer.write(planned, snapshot, job.work, importance={}, threads=job.threads, progress=progress).path
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a run will need and what it lacks: the arithmetic of footprint.py put to a recipe on this machine."""
+"""What a run will need and what it lacks: the arithmetic of the footprint modules put to a recipe on this machine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _calibration_memory(
     calibration: Calibration, snapshot: Snapshot, targets: Sequence[TargetPlan], threads: int
 ) -> Iterator[int]:
     config, sequences, length = snapshot.config, calibration.sequences, calibration.length
-    if any(target.target.format != "gptq" and target.target.imatrix is True for target in targets):
+    if any(target.weighed for target in targets):
         yield sum(footprint_run.walk_memory(config, sequences, length, 1, threads=threads).values())
     if solved := [target.gptq for target in targets if target.solved]:
         narrow = all(target.activations == "bfloat16" for target in solved)
@@ -102,7 +102,7 @@ def _check_memory(
 ) -> Iterator[int]:
     """The walk that makes the reference; then every artefact beside the original's head, and the unquantised models, which
     answer and are timed without it."""
-    config, chunks, whole = snapshot.config, checks.perplexity.chunks, _float_graph_bytes(snapshot, folder)
+    config, chunks = snapshot.config, checks.perplexity.chunks
     yield sum(footprint_run.walk_memory(config, chunks, CHUNK, 1, threads=threads).values())
     head = sum(footprint_run.head_memory(config, chunks, CHUNK).values())
     isa = machine.instruction_sets()
@@ -118,7 +118,8 @@ def _check_memory(
             engine = footprint_onnx.memory(size, target.rows, config, [CHUNK])[0].growth if decoder else 2 * size
             yield graph + engine + head
             largest = max((math.prod(row.shape) for row in target.rows), default=0)
-            yield graph + whole + 4 * largest  # of the float32 graph or transformers' model, a matrix more while it is packed
+            whole = _float_graph_bytes(snapshot, folder)  # or transformers' model; a matrix more while it is packed
+            yield graph + whole + 4 * largest
         else:
             yield sum(footprint_run.walk_memory(config, chunks, CHUNK, 1, threads=threads).values()) + head
 
@@ -169,7 +170,7 @@ def _codes_bytes(target: TargetPlan) -> int:
 
 def _importance_bytes(target: TargetPlan) -> int:
     """Of what calibration saw, squares and means of every column, kept for a later run and for llama-quantize."""
-    if target.target.format == "gptq" or target.target.imatrix is not True:
+    if not target.weighed:
         return 0
     return sum(2 * 8 * math.prod(row.shape[:-2]) * row.shape[-1] for row in target.rows if len(row.shape) > 1)
 

@@ -14,7 +14,7 @@ from quantkit import footprint
 from quantkit.footprint import Dimensions, GiB, MiB
 from quantkit.values import Row
 
-QUANTIZER_PROCESS = 57 * MiB  # the same with what reads an importance matrix
+QUANTIZER_PROCESS = 57 * MiB  # Python, NumPy, llama.cpp's libraries and what reads an importance matrix
 RUN_PROCESS = 182 * MiB  # Python with what every run imports: NumPy, SciPy, numba's compiler, gguf, tokenizers
 VOCABULARY_BYTES = 1730  # per entry: a tokenizer's documents as Python holds them, and its engine
 KERNELS = 44 * MiB  # code that is mapped or linked when the first tensor is worked on

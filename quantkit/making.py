@@ -24,7 +24,7 @@ from quantkit.version import __version__
 def observe(job: Job, plans: Sequence[TargetPlan]) -> Mapping[str, Importance]:
     """HF tensor name -> what calibration saw of its input; empty when no planned target wants it."""
     calibration = job.recipe.calibration
-    if calibration is None or not any(plan.target.format != "gptq" and plan.target.imatrix is True for plan in plans):
+    if calibration is None or not any(plan.weighed for plan in plans):
         return {}
     given = calibrating.calibrate(job)
     path = job.work / "importance.npz"

@@ -62,6 +62,11 @@ class TargetPlan:
         return isinstance(self.target, GptqTarget) or self.target.codes == "gptq"
 
     @property
+    def weighed(self) -> bool:
+        """Whether what calibration saw weighs its errors."""
+        return not isinstance(self.target, GptqTarget) and self.target.imatrix is True
+
+    @property
     def file(self) -> str:
         """The one to open."""
         return self.files[0].name

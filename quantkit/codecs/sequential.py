@@ -34,13 +34,15 @@ BLOCKS = (256, 32)  # columns of the types' blocks, for hessian.factor
 @dataclass(frozen=True, slots=True)
 class _Block:
     """A block's columns at [first, stop) of the factor's order: which block of the row it is, where each column stands in it,
-    and T."""
+    and T. root: T with its rows as the columns stand in the block; costs: diag(T T^T) likewise."""
 
     first: int
     stop: int
     number: int
     places: NDArray[np.intp]
     triangle: F32
+    root: F32
+    costs: F32
 
 
 def solve(kind: str, weight: F32, factor: Factor, pool: Executor) -> tuple[U8, float]:
@@ -72,7 +74,9 @@ def _blocks(factor: Factor, size: int) -> list[_Block]:
             raise ValueError(f"columns {first} to {stop} of the factor's order are of several blocks of {size}")
         panel = factor.panels[first // PANEL]
         triangle = np.ascontiguousarray(panel[first - at : stop - at, first - at : stop - at])
-        found.append(_Block(first, stop, int(numbers[0]), places, triangle))
+        root = np.empty_like(triangle)
+        root[places] = triangle
+        found.append(_Block(first, stop, int(numbers[0]), places, triangle, root, np.square(root).sum(1)))
     return found
 
 
@@ -85,13 +89,11 @@ def _slab(kind: str, ordered: F32, factor: Factor, blocks: list[_Block], data: U
     for number, together in groupby(blocks, lambda block: block.first // PANEL):
         at, panel = number * PANEL, torch.from_numpy(factor.panels[number])
         below = min(at + PANEL, ordered.shape[1])
-        with torch.no_grad():
-            carried = torch.mm(done[:, below:], panel[below - at :])
+        carried = torch.mm(done[:, below:], panel[below - at :])
         for block in together:
             here = slice(block.first - at, block.stop - at)
-            with torch.no_grad():
-                total = carried[:, here] + torch.mm(done[:, block.stop : below], panel[block.stop - at : below - at, here])
-                shift = torch.linalg.solve_triangular(torch.from_numpy(block.triangle), total, upper=False, left=False)
+            total = carried[:, here] + torch.mm(done[:, block.stop : below], panel[block.stop - at : below - at, here])
+            shift = torch.linalg.solve_triangular(torch.from_numpy(block.triangle), total, upper=False, left=False)
             weights = ordered[:, block.first : block.stop]
             data[:, block.number], values, lost = _choose(kind, weights + shift.numpy(), block)
             errors[:, block.first : block.stop] = weights - values
@@ -104,9 +106,9 @@ def _choose(kind: str, target: F32, block: _Block) -> tuple[U8, F32, float]:
     import torch
 
     codec, triangle = codecs()[kind], block.triangle
-    natural, costs = np.empty_like(target), np.empty(len(block.places), np.float32)
-    natural[:, block.places], costs[block.places] = target, np.square(triangle).sum(1)
-    searched = codec.encode(natural, costs)
+    natural = np.empty_like(target)
+    natural[:, block.places] = target
+    searched = codec.encode(natural, block.costs)
     grid = stored_codes.lattice(kind, searched)
     codes, placed = np.empty(target.shape, np.uint8), np.empty(target.shape, np.uint8)
     errors, losses = np.zeros_like(target), np.zeros(len(target))
@@ -116,14 +118,7 @@ def _choose(kind: str, target: F32, block: _Block) -> tuple[U8, F32, float]:
     gptq.round_block(*block_of, errors, codes, losses)
     placed[:, block.places] = codes
     data = stored_codes.with_codes(kind, searched, placed)
-    data = stored_codes.refit(kind, data, natural, _natural(block))
+    data = stored_codes.refit(kind, data, natural, block.root)
     values = codec.decode(data)[:, block.places]
     left = torch.mm(torch.from_numpy(target - values), torch.from_numpy(triangle))
     return data, values, float(left.double().square().sum())
-
-
-def _natural(block: _Block) -> F32:
-    """T with its rows in the block's own order of columns."""
-    found = np.empty_like(block.triangle)
-    found[block.places] = block.triangle
-    return found

@@ -116,7 +116,7 @@ def _beside(manifest: Manifest) -> str:
             fig.size(each.peer.nbytes),
             fig.number(each.peer.bits_per_weight, 2),
             *(column.cell(each.figures) for column in columns),
-            ", ".join(f"{plain(title)} {fig.times(ratio)}" for title, ratio in each.ratios),
+            ", ".join(f"{plain(target.title)} {fig.times(ratio)}" for target, ratio in each.ratios),
         )
         for each in peers.beside(manifest)
     ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from quantkit.manifest import CostRecord, MachineRecord, Manifest, PeerRecord, SampleRecord, TargetRecord, Verdict
+from quantkit.manifest import CostRecord, MachineRecord, Manifest, SampleRecord, TargetRecord, Verdict
 from quantkit.report import figures, layers, peers
 from quantkit.report.figures import Figures
+from quantkit.report.peers import Beside
 
 SCHEMA_VERSION = 1
 
@@ -218,7 +218,7 @@ def of(manifest: Manifest) -> Report:
             for each in figures.reach(manifest)
         },
         targets=[_target(target, manifest.machine.bandwidth) for target in manifest.targets],
-        peers=[_peer(peer, manifest.targets) for peer in manifest.peers],
+        peers=[_peer(each) for each in peers.beside(manifest)],
         orientation=[
             Orientation(type=peer.type, bits_per_weight=peer.bits_per_weight, mean_kld=peer.kld) for peer in peers.LLAMA_CPP
         ],
@@ -273,8 +273,8 @@ def _target(target: TargetRecord, bandwidth: float | None) -> Target:
     )
 
 
-def _peer(peer: PeerRecord, targets: Sequence[TargetRecord]) -> Peer:
-    ratios = {target.name: peers.kld_ratio(target, peer) for target in targets if target.name in peer.targets}
+def _peer(found: Beside) -> Peer:
+    peer, ratios = found.peer, {target.name: ratio for target, ratio in found.ratios}
     return Peer(
         maker=peer.maker,
         type=peer.type,
@@ -282,7 +282,7 @@ def _peer(peer: PeerRecord, targets: Sequence[TargetRecord]) -> Peer:
         nbytes=peer.nbytes,
         bits_per_weight=peer.bits_per_weight,
         engine=next((check.engine for check in peer.checks), ""),
-        quality=_quality(figures.figures(peer)),
+        quality=_quality(found.figures),
         kld_ratios={name: ratio for name, ratio in ratios.items() if ratio is not None and math.isfinite(ratio)},
         made_in_seconds=peer.seconds,
         made_with_bytes=peer.peak_rss_bytes,

@@ -170,15 +170,10 @@ def _controls(controller: str, name: str) -> list[str]:
         if controllers and controller not in controllers.split(","):
             continue
         root = _CGROUPS / controller if controllers else _CGROUPS
-        places = [root, *(root / part for part in _above(path))]
-        found += [place.joinpath(name).read_text(encoding="ascii").strip() for place in places if (place / name).is_file()]
+        own = root / path.strip("/")
+        controls = [place / name for place in (own, *own.parents) if place.is_relative_to(root)]
+        found += [control.read_text(encoding="ascii").strip() for control in controls if control.is_file()]
     return found
-
-
-def _above(path: str) -> list[str]:
-    """ "/a/b" -> ["a", "a/b"]."""
-    parts = [part for part in path.split("/") if part]
-    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def _lines(path: Path) -> list[str]:

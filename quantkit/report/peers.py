@@ -61,11 +61,11 @@ def kld_ratio(target: TargetRecord, peer: PeerRecord) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A peer's file, its figures, and of the artefacts of its type (title, KLD ratio)."""
+    """A peer's file, its figures, and the artefacts of its type, each with its KLD ratio."""
 
     peer: PeerRecord
     figures: Figures
-    ratios: tuple[tuple[str, float | None], ...]
+    ratios: tuple[tuple[TargetRecord, float | None], ...]
 
 
 def beside(manifest: Manifest) -> list[Beside]:
@@ -74,7 +74,7 @@ def beside(manifest: Manifest) -> list[Beside]:
         Beside(
             peer,
             figures.figures(peer),
-            tuple((target.title, kld_ratio(target, peer)) for target in manifest.targets if target.name in peer.targets),
+            tuple((target, kld_ratio(target, peer)) for target in manifest.targets if target.name in peer.targets),
         )
         for peer in manifest.peers
     ]
