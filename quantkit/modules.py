@@ -66,7 +66,11 @@ def view(config: Mapping[str, Any], weights: Weights) -> ModuleWeights:
                 moved[name] = located[stored].name
                 infos[name] = replace(infos[moved[name]], name=name)
         for name, matrices in checkpoint.fused(arch, config).items():
-            if name not in infos and all(part in located for parts in matrices for part in parts):
+            pieces = {located[part].name for parts in matrices for part in parts if part in located}
+            if name not in infos and len(pieces) == 1:  # fused as the model's, without the base model's prefix
+                moved[name] = pieces.pop()
+                infos[name] = replace(infos[moved[name]], name=name)
+            elif name not in infos and all(part in located for parts in matrices for part in parts):
                 experts[name] = tuple(tuple(located[part].name for part in parts) for parts in matrices)
                 shapes = [infos[part].shape for part in experts[name][0]]
                 shape = (len(matrices), sum(rows for rows, _ in shapes), shapes[0][1])

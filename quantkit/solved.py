@@ -25,14 +25,18 @@ from quantkit.version import __version__
 
 def quantised(plan: TargetPlan) -> list[Row]:
     """The checkpoint's matrices that are solved; of an ONNX graph those of the layers, each by itself; of a GGUF file those of
-    the layers and the head that are whole tensors of the checkpoint, of a stack of experts each one."""
+    the layers and the head that are whole tensors of the checkpoint, of a stack of experts each one, by its checkpoint's name
+    or, where the checkpoint has a stack too, as `expert_of` names it."""
     if plan.target.format == "gptq":
         return [row for row in plan.rows if layout.of_type(row.type) is not None]
     if plan.target.format == "gguf":
         sources = Counter(row.source for row in plan.rows)
-        rows = [row for row in plan.rows if row.source and row.type in stored_codes.types() and sources[row.source] == 1]
+        rows = [row for row in plan.rows if row.source and row.type in stored_codes.types()]
         whole = [row for row in rows if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD]
-        return [replace(row, name=name, source=name, shape=row.shape[-2:]) for row in whole for name in _stacked(row)]
+        alone = [row for row in whole if len(row.shape) == 3 or sources[row.source] == 1]
+        named = [(row, _stacked(row)) for row in alone]
+        one = [(replace(row, shape=row.shape[-2:], nbytes=row.nbytes // max(len(names), 1)), names) for row, names in named]
+        return [replace(row, name=name) for row, names in one for name in names]
     found = []
     for row in plan.rows:
         settings = schemes.of_type(row.type)
@@ -42,12 +46,17 @@ def quantised(plan: TargetPlan) -> list[Row]:
     return found
 
 
+def expert_of(name: str, expert: int) -> str:
+    """What one matrix of a stack is called."""
+    return f"{name}[{expert}]"
+
+
 def _stacked(row: Row) -> list[str]:
-    """The checkpoint's tensors of a planned one: of a stack, in which the names differ in the expert's number, all of them."""
-    source = str(row.source)
-    if "*" not in source:
-        return [source]
-    return [source.replace("*", str(expert)) for expert in range(row.shape[0])] if len(row.shape) == 3 else []
+    """What the matrices of a planned tensor are called."""
+    source, experts = str(row.source), range(row.shape[0] if len(row.shape) == 3 else 0)
+    if "*" in source:
+        return [source.replace("*", str(expert)) for expert in experts]
+    return [expert_of(row.name, expert) for expert in experts] or [source]
 
 
 def account(plan: TargetPlan, codes: Codes) -> CheckResult:

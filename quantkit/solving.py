@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import calibrating, modules, skeleton, solved, walk, workspace
+from quantkit.checkpoint import Piece
 from quantkit.codecs import sequential
 from quantkit.codecs.gguf import codecs
 from quantkit.errors import ResourceError, WeightError
@@ -30,7 +31,8 @@ from quantkit.spill import FEW, Codes, Record
 from quantkit.values import F32, Inputs, Row
 from quantkit.version import __version__
 
-HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file
+HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file, as long as those before are fewer than so many
+JUDGED = 2048  # tokens
 
 
 def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
@@ -54,7 +56,7 @@ def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
     count, originals = len(sequences), _Originals()
     before = any(plan.gptq.quality == "high" for plan in left)  # the model as it is goes first
     with ThreadPoolExecutor(job.threads) as pool:
-        solvers = [_Solver(plan, codes[plan.name], view, pool, originals.seen) for plan in left]
+        solvers = [_Solver(plan, codes[plan.name], view, pool, originals.seen, _stacks(job, plan)) for plan in left]
         lanes = [
             walk.Lane(slice(at * count, (at + 1) * count), solver.replace) for at, solver in enumerate(solvers, start=before)
         ]
@@ -94,6 +96,17 @@ def _key(job: Job, plan: TargetPlan, digests: Mapping[str, str]) -> str:
     )
 
 
+def _stacks(job: Job, plan: TargetPlan) -> dict[str, list[tuple[str, Piece]]]:
+    """Where a checkpoint stacks its experts: "gate_up_proj[3]" as stored -> what the plan calls its parts, and their rows."""
+    found: dict[str, list[tuple[str, Piece]]] = {}
+    if plan.target.format == "gguf":
+        for name, placement in gguf_layout.placements(job.snapshot).items():
+            if len(placement.shape) == 3 and "*" not in placement.source:
+                for expert, piece in enumerate(placement.pieces):
+                    found.setdefault(solved.expert_of(piece.name, expert), []).append((solved.expert_of(name, expert), piece))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Originals:
     """What the matrices of the layer under way meet in the model as it is, micro-batch by micro-batch."""
@@ -119,6 +132,7 @@ class _Solver:
     view: ModuleWeights
     pool: Executor
     originals: Mapping[str, Sequence[F32]]  # what the layer's matrices meet in the model as it is
+    stacks: Mapping[str, Sequence[tuple[str, Piece]]]
 
     def replace(self, weights: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
         """`staging.Replace`: matrices of the model, of which the checkpoint may hold each in several."""
@@ -150,19 +164,22 @@ class _Solver:
     def finish(self, hidden: F32) -> None:
         """The output head, whose inputs are the final hidden states, and matrices that no token reached."""
         experts = {part for parts in self.view.experts.values() for expert in parts for part in expert}
+        pieces = {name: piece for parts in self.stacks.values() for name, piece in parts}
         for row in solved.quantised(self.plan):
             if row.name == layout.HEAD:
                 seen, held = self._split(list(hidden))
                 self._solve(row, self._read(row), self._factor(row.name, seen), sum(map(len, seen)), held)
             elif not self.codes.holds(row.name):
-                if row.name not in experts:
+                if row.name not in experts and row.name not in pieces:
                     raise ResourceError(
                         f"{row.name} has no codes though the walk is past it: the build folder was changed; run with --force"
                     )
                 ones = np.ones((1, row.shape[1]), np.float32)
-                self._solve(row, self._read(row), self._factor(row.name, [ones]), 0)
+                self._solve(row, self._read(row, pieces.get(row.name)), self._factor(row.name, [ones]), 0)
 
-    def _read(self, row: Row) -> F32:
+    def _read(self, row: Row, piece: Piece | None = None) -> F32:
+        if piece is not None:
+            return self.view.stored.read(piece.name, piece.start, piece.stop)
         found = self.view.read(row.name)
         return found if found.shape == row.shape else np.ascontiguousarray(found.T)
 
@@ -173,7 +190,10 @@ class _Solver:
             return [(self.view.moved.get(name) or skeleton.stored(self.view, name, shape), slice(None))]
         fused, _, expert = name.rstrip("]").rpartition("[")
         if fused not in self.view.experts:
-            return [(name, slice(None))]
+            stored = self.view.moved.get(fused, fused)
+            first = int(expert) * self.view.infos[stored].shape[-2]
+            parts = self.stacks.get(solved.expert_of(stored, int(expert)), [])
+            return [(part, slice(piece.start - first, piece.stop - first)) for part, piece in parts]
         found, row = [], 0
         for stored in self.view.experts[fused][int(expert)]:
             count = self.view.infos[stored].shape[0]
@@ -185,7 +205,10 @@ class _Solver:
         """Those that codes are chosen by, and of a GGUF file those that they are judged by."""
         if self.plan.target.format != "gguf" or len(inputs) < 2:
             return inputs, []
-        count = len(inputs) - max(1, len(inputs) // HELD_OUT)
+        least, count, tokens = len(inputs) - max(1, len(inputs) // HELD_OUT), len(inputs), 0
+        while count > least and tokens < JUDGED:
+            count -= 1
+            tokens += len(inputs[count])
         return _Part(inputs, 0, count), _Part(inputs, count, len(inputs))
 
     def _factor(self, name: str, inputs: Inputs) -> hessian.Factor:
@@ -235,9 +258,9 @@ class _Solver:
         best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
         if tokens >= FEW:
             solved, lost = sequential.solve(row.type, weight, factor, self.pool)
-            pair = [weight - codec.decode(data) for data in (solved, searched)]
-            output = hessian.outputs(weight, held, self.pool) or 1.0
-            ours, theirs = (hessian.outputs(each, held, self.pool) / output for each in pair)
+            left = (weight - codec.decode(data) for data in (solved, searched))
+            output, *pair = hessian.outputs([weight, *left], held, self.pool)
+            ours, theirs = (each / (output or 1.0) for each in pair)
             errors, loss = (ours, theirs), lost / hessian.energy(weight, factor, self.pool)
             if ours <= theirs:
                 best, kept = solved, "gptq"

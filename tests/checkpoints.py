@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,26 @@ def shard(place: Path) -> dict[str, str]:
     (place / SINGLE).unlink()
     (place / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return files
+
+
+def stack_experts(source: Path, place: Path) -> Path:
+    """A copy of qwen3_moe's checkpoint at `place` with a layer's experts in two tensors, as transformers' model has them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, place)
+    tensors = load_file(place / "model.safetensors")
+    names = [name.split(".") for name in tensors if ".mlp.experts." in name]
+    experts = sorted({int(parts[5]) for parts in names})
+    for layer in sorted({parts[2] for parts in names}):
+        stem = f"model.layers.{layer}.mlp.experts"
+        gate, up, down = (
+            [tensors.pop(f"{stem}.{expert}.{part}_proj.weight") for expert in experts] for part in ("gate", "up", "down")
+        )
+        tensors[f"{stem}.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gate, up, strict=True)])
+        tensors[f"{stem}.down_proj"] = torch.stack(down)
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    return place
 
 
 def write_gguf(snapshot: Snapshot, path: Path) -> Path:

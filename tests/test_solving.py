@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
+from checkpoints import stack_experts
 
 import quantkit
 from quantkit.errors import RecipeError
@@ -84,6 +85,18 @@ def test_every_expert_of_a_stack_is_solved_by_what_it_meets(pico: Callable[[str]
     assert len(names) == len(stack.data)
     for expert, name in enumerate(names):
         assert (stack.data[expert].reshape(-1) == codes.stored(f"{name}.weight").reshape(-1)).all()  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_with_stacked_experts_gives_the_same_codes(pico: Callable[[str], Path], tmp_path: Path) -> None:
+    """Those that few tokens reach, and none, included."""
+    made = []
+    for name, folder in (("apart", pico("qwen3_moe")), ("together", stack_experts(pico("qwen3_moe"), tmp_path / "model"))):
+        manifest = run(folder, tmp_path / name, {"type": "Q4_0", "codes": "gptq"}, checks=False)
+        reader = gguf.GGUFReader(tmp_path / name / "build" / "pico" / manifest.targets[0].file)
+        made.append({tensor.name: tensor.data.tobytes() for tensor in reader.tensors})
+        stacks = list((tmp_path / name / "build" / "pico").glob("*.codes/*_exps.weight*"))
+        assert bool(stacks) == (name == "together")
+    assert made[0] == made[1]
 
 
 def test_codes_want_a_calibration(pico: Callable[[str], Path], tmp_path: Path) -> None:

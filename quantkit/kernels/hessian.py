@@ -58,7 +58,7 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
     adds a thousand times as much as was asked for. Raises WeightError where inputs are not finite, or if that does not do.
     Memory: half a float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
     """
-    diagonal = np.sum([np.square(inputs[index]).sum(0, dtype=np.float64) for index in range(len(inputs))], 0)
+    diagonal = np.sum(list(pool.map(lambda index: np.square(inputs[index]).sum(0, dtype=np.float64), range(len(inputs)))), 0)
     if not np.isfinite(diagonal).all():
         count = len(diagonal) - int(np.isfinite(diagonal).sum())
         raise WeightError(f"{count} of {len(diagonal)} columns of its inputs hold NaN or infinity on the calibration text")
@@ -111,8 +111,8 @@ def correction(inputs: Inputs, originals: Inputs, factor: Factor, pool: Executor
     for first in range(0, len(inputs), _AT_ONCE):
         pairs = []
         for at in range(first, min(first + _AT_ONCE, len(inputs))):
-            one = torch.from_numpy(inputs[at])[:, index]
-            pairs.append((one, torch.from_numpy(originals[at])[:, index] - one))
+            one = torch.from_numpy(inputs[at]).index_select(1, index)
+            pairs.append((one, torch.from_numpy(originals[at]).index_select(1, index) - one))
         list(pool.map(add, range(0, width, PANEL)))
     list(pool.map(solve, range(0, width, PANEL)))
     found: F32 = np.empty((width, width), np.float32)
@@ -150,23 +150,16 @@ def energy(weight: F32, factor: Factor, pool: Executor) -> float:
     return sum(pool.map(one, range(0, len(weight), PANEL))) or 1.0
 
 
-def outputs(weight: F32, inputs: Inputs, pool: Executor) -> float:
-    """The energy of what weight (rows, width) makes of `inputs`: the sum of |W x|^2."""
+def outputs(weights: Sequence[F32], inputs: Inputs, pool: Executor) -> list[float]:
+    """Of each of `weights` (rows, width) the energy of what it makes of `inputs`: the sum of |W x|^2."""
     import torch
 
-    def one(start: int) -> float:
-        total = 0.0
+    def one(index: int) -> list[float]:
         with torch.no_grad():
-            part = torch.from_numpy(np.ascontiguousarray(weight[start : start + PANEL])).T
-            for x in given:
-                total += float(torch.mm(torch.from_numpy(x), part).double().square().sum())
-        return total
+            x = torch.from_numpy(inputs[index])
+            return [float(torch.linalg.vector_norm(torch.mm(x, torch.from_numpy(weight).T))) ** 2 for weight in weights]
 
-    total = 0.0
-    for index in range(len(inputs)):
-        given = [inputs[index]]
-        total += sum(pool.map(one, range(0, len(weight), PANEL)))
-    return total
+    return [float(sum(of)) for of in zip(*pool.map(one, range(len(inputs))), strict=True)] or [0.0] * len(weights)
 
 
 def _accumulate(inputs: Inputs, order: NDArray[np.intp], pool: Executor) -> list[torch.Tensor]:
@@ -182,8 +175,11 @@ def _accumulate(inputs: Inputs, order: NDArray[np.intp], pool: Executor) -> list
             for x in ordered:
                 panels[number].addmm_(x[:, start:].T, x[:, start : start + PANEL])
 
+    def put_in_order(at: int) -> torch.Tensor:
+        return torch.from_numpy(inputs[at]).index_select(1, index)
+
     for first in range(0, len(inputs), _AT_ONCE):
-        ordered = [torch.from_numpy(inputs[at])[:, index] for at in range(first, min(first + _AT_ONCE, len(inputs)))]
+        ordered = list(pool.map(put_in_order, range(first, min(first + _AT_ONCE, len(inputs)))))
         list(pool.map(add, range(len(panels))))
     return panels
 

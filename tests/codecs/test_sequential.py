@@ -44,7 +44,7 @@ def test_the_output_errs_less_than_with_the_search_s_codes(kind: str, spread: st
         factor = hessian.factor(given, 0.01, pool, blocks=sequential.BLOCKS)
         searched = codecs()[kind].encode(rows, factor.diagonal)
         found, loss = sequential.solve(kind, rows, factor, pool)
-        errors = [hessian.outputs(rows - codecs()[kind].decode(each), given, pool) for each in (found, searched)]
+        errors = hessian.outputs([rows - codecs()[kind].decode(each) for each in (found, searched)], given, pool)
     assert errors[0] < 0.9 * errors[1]
     left = (rows - codecs()[kind].decode(found))[:, factor.order].astype(np.float64) @ factor.lower()
     assert loss == pytest.approx(float(np.square(left).sum()), rel=1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import DECODERS, ENCODERS, TRANSDUCERS
+from checkpoints import DECODERS, ENCODERS, TRANSDUCERS, stack_experts
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -211,17 +211,7 @@ def poke(path, name, row, value):
 
 
 def test_a_checkpoint_with_fused_experts_gives_the_same_tensors(pico, tmp_path):
-    place = Path(shutil.copytree(pico("qwen3_moe"), tmp_path / "fused"))
-    tensors = load_file(place / "model.safetensors")
-    experts = sorted({int(name.split(".")[5]) for name in tensors if ".mlp.experts." in name})
-    for layer in sorted({name.split(".")[2] for name in tensors if ".mlp.experts." in name}):
-        stem = f"model.layers.{layer}.mlp.experts"
-        gate, up, down = (
-            [tensors.pop(f"{stem}.{expert}.{part}_proj.weight") for expert in experts] for part in ("gate", "up", "down")
-        )
-        tensors[f"{stem}.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gate, up, strict=True)])
-        tensors[f"{stem}.down_proj"] = torch.stack(down)
-    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    place = stack_experts(pico("qwen3_moe"), tmp_path / "fused")
     for kind in ("Q4_K_M", "Q8_0"):
         made = [write(folder, kind, tmp_path / name)[1].path for name, folder in (("a", pico("qwen3_moe")), ("b", place))]
         apart, fused = ({tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(path).tensors} for path in made)
