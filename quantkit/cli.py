@@ -156,13 +156,14 @@ def verify(
     source: Annotated[str | None, typer.Option(help="where the source lies now, if not where the manifest says")] = None,
     sample: Annotated[int, typer.Option(min=0, help="tensors of every GGUF to derive from the source again")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="chooses them")] = 0,
+    rerun: Annotated[bool, typer.Option("--rerun", help="run the recipe again for codes that follow from a whole run")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a published folder's digests and signature, and derive a sample of its tensors from the source, bit for bit."""
     from quantkit import provenance
 
     with shown(err) as progress:
-        found = provenance.verify(folder, provenance.Asked(key, source, sample, seed), Options().workers, progress)
+        found = provenance.verify(folder, provenance.Asked(key, source, sample, seed, rerun), Options().workers, progress)
     if as_json:
         _print([asdict(result) for result in found])
     else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantkit.errors import InputError
+from quantkit.formats.onnx import graphs
+from quantkit.formats.onnx.graph import Graph
 from quantkit.recipe import Recipe
 from quantkit.report import machine
 from quantkit.values import Progress, Snapshot
@@ -37,13 +39,21 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """recipe: what is wanted. snapshot: the checkpoint, fetched. work: the locked build folder. threads: at least one."""
+    """recipe: what is wanted. snapshot: the checkpoint, fetched. work: the locked build folder. threads: at least one.
+    exported: what `graphs` made."""
 
     recipe: Recipe
     snapshot: Snapshot
     work: Path
     threads: int
     progress: Progress
+    exported: list[tuple[Graph, ...]] = field(default_factory=list, repr=False, compare=False)
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """The model's ONNX graphs, made once for all steps: an export takes longer than what is done with it."""
+        if not self.exported:
+            self.exported.append(graphs.build(self.snapshot))
+        return self.exported[0]
 
     def labelled(self, label: str) -> Job:
         """The same job, its progress named after a target: one step runs for several."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from quantkit import (
     baseline,
@@ -28,12 +28,15 @@ from quantkit import (
 from quantkit.errors import InputError
 from quantkit.formats.gguf import layout, naming
 from quantkit.formats.gptq import layout as gptq_layout
+from quantkit.formats.onnx import graphs as onnx_graphs
 from quantkit.formats.onnx import layout as onnx_layout
+from quantkit.formats.onnx.graph import Graph
 from quantkit.job import DEFAULTS, Job, Options
-from quantkit.manifest import Manifest
+from quantkit.manifest import ImportanceRecord, Manifest
 from quantkit.planning import Plan, TargetPlan
 from quantkit.progress import silent
 from quantkit.publish import signature
+from quantkit.quality import Evaluation
 from quantkit.recipe import Recipe
 from quantkit.recipe_file import Document
 from quantkit.source import text
@@ -61,23 +64,48 @@ def convert(document: Document, options: Options = DEFAULTS, progress: Progress 
             job = replace(job, snapshot=source.fetch(snapshot, progress, work / ".digests"))
         with closing(job.snapshot.weights):
             locking.verify(job, document.lock)
-            with meter.stage("calibrate"):
-                observed = making.observe(job, plan.targets)
-                importance = making.write_importance(job, observed)
-            with meter.stage("choose types"):
-                targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
-                targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
-            with meter.stage("solve"):
-                codes = solving.solve(job, targets)
-            with meter.stage("write"):
-                artefacts = [_make(job, target, observed, codes) for target in targets]
+            made = _make_all(job, plan, asked, meter)
             with meter.stage("check"):
-                results = checked.verify_all(job, targets, artefacts, asked, codes, observed)
-        cost = meter.record(artefact.peak_rss_bytes for artefact in artefacts)
-        manifest = sealing.seal(job, document, plan, results, cost, importance)
+                results = checked.verify_all(job, made.targets, made.artefacts, asked, made.codes, made.observed)
+        cost = meter.record(artefact.peak_rss_bytes for artefact in made.artefacts)
+        manifest = sealing.seal(job, document, plan, results, cost, made.importance)
         if sealing.passed(manifest):
             manifest = publishing.publish(job, manifest, options.sign_key)
     return manifest
+
+
+def remake(document: Document, snapshot: Snapshot, options: Options, progress: Progress) -> tuple[Artefact, ...]:
+    """The files of a recipe's targets made of a fetched checkpoint as `convert` makes them; nothing is checked or published."""
+    plan = make_plan(document, snapshot, options)
+    planning.refuse(plan)
+    with workspace.locked(options.folder(document.name)) as work:
+        job = Job(document.recipe, snapshot, work, options.workers, progress)
+        return _make_all(job, plan, verification.prepare(job), costs.Meter(work)).artefacts
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """targets: as calibration settled them. importance: its file. The others by target and by tensor."""
+
+    targets: tuple[TargetPlan, ...]
+    artefacts: tuple[Artefact, ...]
+    codes: Mapping[str, Codes]
+    observed: Mapping[str, Importance]
+    importance: ImportanceRecord | None
+
+
+def _make_all(job: Job, plan: Plan, asked: Evaluation | None, meter: costs.Meter) -> _Made:
+    with meter.stage("calibrate"):
+        observed = making.observe(job, plan.targets)
+        importance = making.write_importance(job, observed)
+    with meter.stage("choose types"):
+        targets = tuple(fitting.settle(job, target, observed, asked) for target in plan.targets)
+        targets = tuple(sensitivity.settle(job, target, observed) for target in targets)
+    with meter.stage("solve"):
+        codes = solving.solve(job, targets)
+    with meter.stage("write"):
+        artefacts = tuple(_make(job, target, observed, codes) for target in targets)
+    return _Made(targets, artefacts, codes, observed, importance)
 
 
 def _make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: Mapping[str, Codes]) -> Artefact:
@@ -96,7 +124,10 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     for uri in recipe.texts():
         text.verify(uri)
     wanted = chosen(recipe, options.only)
-    targets = tuple(plan_target(target, recipe.digest(target), snapshot, name, recipe.mark(target)) for target in wanted)
+    graphs = onnx_graphs.build(snapshot, filled=False) if any(target.format == "onnx" for target in wanted) else ()
+    targets = tuple(
+        plan_target(target, recipe.digest(target), snapshot, name, recipe.mark(target), graphs) for target in wanted
+    )
     work = options.folder(document.name)
     original = baseline.plan(snapshot, work) if any(target.target.format == "gguf" for target in targets) else None
     needs = estimates.estimate(recipe, snapshot, targets, original, options.workers, work)
@@ -114,10 +145,12 @@ def make_plan(document: Document, snapshot: Snapshot, options: Options = DEFAULT
     )
 
 
-def plan_target(target: Target, digest: str, snapshot: Snapshot, name: str, mark: str = "") -> TargetPlan:
-    """The plan of one target by its format. mark: see targets.mark."""
+def plan_target(
+    target: Target, digest: str, snapshot: Snapshot, name: str, mark: str = "", graphs: Sequence[Graph] = ()
+) -> TargetPlan:
+    """The plan of one target by its format. mark: see targets.mark. graphs: the model's for ONNX, where they are there."""
     if target.format == "onnx":
-        return onnx_layout.plan(target, digest, snapshot, name)
+        return onnx_layout.plan(target, digest, snapshot, name, graphs)
     if target.format == "gptq":
         return gptq_layout.plan(target, digest, snapshot, name)
     return layout.plan(target, digest, snapshot, name, mark)

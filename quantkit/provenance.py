@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from random import Random
 import numpy as np
 from pydantic import ValidationError
 
-from quantkit import arch, costs, licensing, recipe_file, recipe_lock, solved, source, workspace
+from quantkit import arch, costs, licensing, pipeline, recipe_file, recipe_lock, solved, source, workspace
 from quantkit.checks import carried, integrity
 from quantkit.checks.verdict import Verdict
 from quantkit.codecs import gguf_kv
@@ -19,10 +20,12 @@ from quantkit.errors import CheckFailed, InputError
 from quantkit.formats.gguf import layout, splitting, writer
 from quantkit.formats.gptq import layout as gptq_layout
 from quantkit.formats.onnx import layout as onnx_layout
+from quantkit.job import Options
 from quantkit.manifest import Manifest, TargetRecord, TensorRecord
 from quantkit.publish import signature
 from quantkit.publish.folder import SUMS, listed
 from quantkit.recipe import Recipe
+from quantkit.recipe_file import Document
 from quantkit.report import machine
 from quantkit.targets import GgufTarget, GptqTarget, Target
 from quantkit.values import U8, CheckResult, Importance, Progress, Row, Snapshot
@@ -32,12 +35,14 @@ from quantkit.version import __version__
 @dataclass(frozen=True, slots=True)
 class Asked:
     """key: a public key. source: where the source lies now, in place of the manifest's. sample: tensors of every GGUF to derive
-    again, those of `seed`; 0: nothing is held against the source."""
+    again, those of `seed`; 0: nothing is held against the source. rerun: targets whose codes follow from a whole run are made
+    once more, in a temporary folder."""
 
     key: Path | None = None
     source: str | None = None
     sample: int = 8
     seed: int = 0
+    rerun: bool = False
 
 
 def verify(folder: Path, asked: Asked, threads: int, progress: Progress) -> list[CheckResult]:
@@ -74,7 +79,7 @@ def _check_digests(folder: Path, manifest: Manifest, sums: Mapping[str, str]) ->
 
 def _check_recipe(manifest: Manifest) -> CheckResult:
     """Whether the recipe as typed is the one whose digest the manifest has; a locked one has other URIs than were typed."""
-    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json").recipe
+    recipe = _document(manifest).recipe
     named = {target.name for target in recipe.targets}
     wrong = [f"{target.name} is no target of its recipe" for target in manifest.targets if target.name not in named]
     if manifest.recipe.lock is None and recipe.whole_digest() != manifest.recipe.digest:
@@ -108,24 +113,59 @@ def _derive(folder: Path, manifest: Manifest, asked: Asked, threads: int, progre
     if said.kind == "hub":  # wherever it lies now
         snapshot = replace(snapshot, kind="hub", repo=said.repo, commit=said.commit, name=snapshot.name or said.name)
     snapshot = replace(snapshot, uri=said.uri)
-    here = machine.describe().cpu_class
+    here, whole = machine.describe().cpu_class, list[TargetRecord]()
     for target in manifest.targets:
         named = next(each for each in recipe.targets if each.name == target.name)
         wrong = _differing(folder, manifest, recipe, named, target, snapshot)
         yield _result(f"documents {target.name}", wrong, "what it says beside its weights is the source's")
         if not isinstance(named, GgufTarget) or named.codes == "gptq":
-            why = "its codes follow from a whole run: quantkit run its recipe and compare digests"
-            yield CheckResult(f"derivation {target.name}", "report", why, {}, {}, "quantkit")
+            whole.append(target)
             continue
         wrong, count = _derive_target(folder, manifest, named, target, snapshot, asked, threads)
         also = "" if here == manifest.machine.cpu_class else f" (made on {manifest.machine.cpu_class}, this is {here})"
         good = f"{count} tensors of {len(target.tensors)} derived from the source bit for bit"
         yield _result(f"derivation {target.name}", [each + also for each in wrong], good)
+    if asked.rerun and whole:
+        yield from _remade(manifest, recipe, whole, snapshot, threads, progress)
+    elif whole:
+        why = "its codes follow from a whole run, which --rerun makes and compares"
+        yield from (CheckResult(f"derivation {target.name}", "report", why, {}, {}, "quantkit") for target in whole)
+
+
+def _remade(
+    manifest: Manifest, recipe: Recipe, targets: Sequence[TargetRecord], snapshot: Snapshot, threads: int, progress: Progress
+) -> Iterator[CheckResult]:
+    """Targets made once more. What differs is a fault only where the CPU is of the class that made them: float sums differ on
+    others."""
+    here, document = machine.describe().cpu_class, replace(_document(manifest), recipe=recipe)
+    with tempfile.TemporaryDirectory(prefix="quantkit-verify-") as place:
+        options = Options(Path(place), threads, tuple(target.name for target in targets))
+        artefacts = pipeline.remake(document, snapshot, options, progress)
+        work = options.folder(document.name).resolve()
+        made = {
+            artefact.target: {file.path.resolve().relative_to(work).as_posix(): file.sha256 for file in artefact.files}
+            for artefact in artefacts
+        }
+    for target in targets:
+        theirs, ours = {file.name: file.sha256 for file in target.files}, made[target.name]
+        wrong = [f"{name} is another one" for name in sorted(theirs.keys() | ours) if theirs.get(name) != ours.get(name)]
+        found = _result(f"derivation {target.name}", wrong, f"a run of its recipe gives the same {len(theirs)} files")
+        if wrong and (here, __version__) != (manifest.machine.cpu_class, manifest.quantkit):
+            also = f" (made by quantkit {manifest.quantkit} on {manifest.machine.cpu_class}, this is {__version__} on {here})"
+            found = replace(found, verdict="report", summary=found.summary + also)
+        elif wrong and any(check.check == "sensitivity" for check in target.checks):
+            also = " (what stays in float32 was chosen by a check: quantkit run the recipe and compare digests)"
+            found = replace(found, verdict="report", summary=found.summary + also)
+        yield found
+
+
+def _document(manifest: Manifest) -> Document:
+    return recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json")
 
 
 def _recipe(manifest: Manifest) -> Recipe:
     """The recipe as it was run: with every URI as its lock pins it."""
-    recipe = recipe_file.parse(manifest.recipe.text, manifest.recipe.name, "manifest.json").recipe
+    recipe = _document(manifest).recipe
     if manifest.recipe.lock is None:
         return recipe
     return recipe_lock.pinned(recipe, recipe_lock.Lock.model_validate_json(manifest.recipe.lock))

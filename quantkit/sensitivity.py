@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from quantkit import calibrating, serving, walk, workspace
 from quantkit.engines import onnxruntime_decoder
 from quantkit.formats.gguf import naming
-from quantkit.formats.onnx import assembly, graphs, layout, schemes, writer
+from quantkit.formats.onnx import assembly, layout, schemes, writer
 from quantkit.job import Job
 from quantkit.planning import TargetPlan
 from quantkit.quality import Reference
@@ -38,7 +38,7 @@ class _Scale:
     def distance(self, target: OnnxTarget) -> float:
         """Of an artefact of these settings, made and removed."""
         job = self.job
-        tried = layout.plan(target, self.plan.digest, job.snapshot, "tried")
+        tried = layout.plan(target, self.plan.digest, job.snapshot, "tried", job.graphs())
         with workspace.temporary(job.work) as folder:
             artefact = writer.write(
                 tried,
@@ -48,6 +48,7 @@ class _Scale:
                 solved=self.codes.solved if self.codes else None,
                 threads=job.threads,
                 progress=job.progress,
+                made=job.graphs(),
             )
             return serving.distance(job, artefact.path, self.reference)
 
@@ -62,7 +63,7 @@ def settle(job: Job, plan: TargetPlan, observed: Mapping[str, Importance]) -> Ta
     target, scale = plan.onnx, _scale(job, plan, observed, None)
     gates = job.recipe.gates(target)
     limit = (gates.divergence.max_mean if gates else None) or HARMLESS
-    (graph,) = graphs.build(job.snapshot)
+    (graph,) = job.graphs()
     leaders = assembly.sharing(graph.model)
     members: dict[str, list[str]] = {}
     for name, leader in leaders.items():
@@ -91,7 +92,7 @@ def spare(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes:
     gains, added = dict[str, float](), dict[str, int]()
     for index, each in enumerate(places):
         without = _with(target, [each], skip=True)
-        added[each] = (layout.plan(without, plan.digest, job.snapshot, "tried").nbytes or 0) - size
+        added[each] = (layout.plan(without, plan.digest, job.snapshot, "tried", job.graphs()).nbytes or 0) - size
         if added[each] <= target.spare * size:
             gains[each] = base - scale.distance(without)
         job.progress(f"sensitivity {plan.name}", index + 1, len(places))
@@ -130,6 +131,6 @@ def _with(target: OnnxTarget, places: Iterable[str], **rule: str | bool) -> Onnx
 
 
 def _settled(job: Job, plan: TargetPlan, target: OnnxTarget, said: str, values: Mapping[str, float]) -> TargetPlan:
-    final = layout.plan(target, plan.digest, job.snapshot, naming.model_name(job.snapshot))
+    final = layout.plan(target, plan.digest, job.snapshot, naming.model_name(job.snapshot), job.graphs())
     result = CheckResult("sensitivity", "report", said, values, {}, onnxruntime_decoder.name())
     return replace(plan, files=final.files, bits_per_weight=final.bits_per_weight, choice=result)

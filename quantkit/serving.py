@@ -50,16 +50,19 @@ def make(job: Job, plan: TargetPlan, observed: Mapping[str, Importance], codes: 
         codes=solved,
         quantkit=__version__,
     )
-    write = partial(
-        writer.write,
-        plan,
-        job.snapshot,
-        job.work,
-        importance=weighed,
-        solved=codes.solved if codes else None,
-        threads=job.threads,
-        progress=job.progress,
-    )
+
+    def write() -> Artefact:
+        return writer.write(
+            plan,
+            job.snapshot,
+            job.work,
+            importance=weighed,
+            solved=codes.solved if codes else None,
+            threads=job.threads,
+            progress=job.progress,
+            made=job.graphs(),
+        )
+
     return making.folder(job, plan, job.work / f"{plan.name}.made", made_from, write)
 
 
@@ -68,7 +71,7 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
     gates = job.recipe.gates(plan.target)
     assert gates is not None
     laps = costs.Laps()
-    made = graphs.build(job.snapshot)
+    made = job.graphs()
     with _float_graph(job, plan.onnx, made) as original:
         what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
         same = likeness.check(original.snapshot, original.path, threads=job.threads, what=what)

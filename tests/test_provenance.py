@@ -142,6 +142,7 @@ def test_a_source_that_lies_elsewhere_now_gives_the_same(made, folder, tmp_path)
 FOLDERS = """\
 source: {source}
 targets:
+  - {{format: gguf, type: Q4_0, codes: gptq}}
   - {{format: gptq, bits: 4, group: 32}}
   - {{format: onnx, bits: 8}}
 calibration: {{tokens: 1024, text: "builtin:python-docs"}}
@@ -176,6 +177,23 @@ def lose_a_word(path):
 
 def turn_faster(path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+
+
+@pytest.mark.slow
+def test_codes_that_follow_from_a_whole_run_are_made_again(folders, tmp_path):
+    said = check(folders)
+    names = [name.removeprefix("derivation ") for name in said if name.startswith("derivation ")]
+    assert [name.partition("-")[0] for name in names] == ["gguf", "gptq", "onnx"]
+    assert [said[f"derivation {name}"].verdict for name in names] == ["report"] * 3
+    again = check(folders, rerun=True)
+    assert [again[f"derivation {name}"].verdict for name in names] == ["pass"] * 3, again
+    place = shutil.copytree(folders.resolve(), tmp_path / "folder")
+    data = next(place.glob("*gptq*/model.safetensors"))
+    forge(data, flip, place)
+    found = check(place, rerun=True)
+    assert found["digests"].verdict == "pass"
+    assert [found[f"derivation {name}"].verdict for name in names] == ["pass", "fail", "pass"]
+    assert "is another one" in found[f"derivation {names[1]}"].summary
 
 
 @pytest.mark.slow

@@ -193,8 +193,8 @@ def test_what_costs_most_stays_in_float_where_a_gate_failed(pico: Callable[[str]
 @pytest.mark.slow
 def test_a_fast_prompt_is_chosen_by_measurement(smollm2: str, tmp_path: Path) -> None:
     target = {"bits": 8, "sym": False, "imatrix": True, "scheme": "fast-prefill", "checks": {"perplexity": "report"}}
-    checks = {**CHECKS, "divergence": {"max_mean": 0.1}}
-    manifest = run(Path("."), tmp_path, target, source=smollm2, calibration={"tokens": 8192}, checks=checks)
+    checks = {**CHECKS, "divergence": {"max_mean": 0.2}}
+    manifest = run(Path("."), tmp_path, target, source=smollm2, calibration={"tokens": 4096}, checks=checks)
     costs = {check.check: check.values for check in manifest.targets[0].checks}["sensitivity"]
     assert max(costs, key=costs.__getitem__) == "model.layers.*.mlp.down_proj.MatMul.weight"
     assert {tensor.type for tensor in manifest.targets[0].tensors} >= {"INT7S", "INT8B32Z"}
