@@ -51,6 +51,7 @@ def recipe(source: Path, formats: list[str], calibration: str, text: str, tokens
         "source": str(source),
         "targets": [TARGETS[format] for format in formats],
         "checks": {"perplexity": {"text": text, "chunks": chunks}, "latency": {"rounds": 1}},
+        "prompts": ["What is the capital of France?"],
         **used,
     }
 
