@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quantkit import memory
 from quantkit.errors import UnresolvedError
 from quantkit.values import Speed
 
@@ -34,3 +35,20 @@ def run(
         raise UnresolvedError(f"measuring {path} ended with status {child.returncode}: {said[-1] if said else 'no output'}")
     found: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return found
+
+
+def speed(engine: str, threads: int, prompt: int, decode: int, times: tuple[float, float, float, float, float, float]) -> Speed:
+    """This process's Speed with `prompt` tokens read and `decode` made (0: there is no decoder). times, in seconds: loading
+    began and was done, the warm-up was done, the prompt was read, the first token was there, and the last."""
+    begin, loaded, warm, filled, first, end = times
+    return Speed(
+        engine=engine,
+        threads=threads,
+        prompt_tokens=prompt,
+        decode_tokens=decode,
+        load_seconds=loaded - begin,
+        first_token_seconds=first - warm,
+        prefill_tokens_per_s=prompt / (filled - warm),
+        decode_tokens_per_s=decode / (end - first) if decode else None,
+        peak_rss_bytes=memory.peak(),
+    )

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from quantkit import footprint, memory
+from quantkit import footprint
 from quantkit.engines import children, llama_cpp
 from quantkit.engines.llama_cpp import Loaded
 from quantkit.values import Speed
@@ -67,17 +67,8 @@ def _measure(path: Path, kind: Kind, threads: int, prompt: int, decode: int, con
     _answer(model, kind, tokens[prompt:], begun)
     end = time.perf_counter()
     model.close()
-    return Speed(
-        engine=llama_cpp.name(),
-        threads=threads,
-        prompt_tokens=prompt,
-        decode_tokens=0 if kind == "encoder" else decode,
-        load_seconds=loaded - begin,
-        first_token_seconds=first - warm,
-        prefill_tokens_per_s=prompt / (filled - warm),
-        decode_tokens_per_s=None if kind == "encoder" else decode / (end - first),
-        peak_rss_bytes=memory.peak(),
-    )
+    decoded = 0 if kind == "encoder" else decode
+    return children.speed(llama_cpp.name(), threads, prompt, decoded, (begin, loaded, warm, filled, first, end))
 
 
 def _read(model: Loaded, kind: Kind, prompt: Sequence[int]) -> None:

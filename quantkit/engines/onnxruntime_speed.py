@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import memory
 from quantkit.engines import children, onnxruntime_decoder, onnxruntime_encoder, onnxruntime_transducer
 from quantkit.values import Speed
 
@@ -58,17 +57,7 @@ def _measure(path: Path, threads: int, prompt: int, decode: int) -> Speed:
         logits, past = decoder.run(token, np.ones((1, prompt + index + 1), np.int64), past)
         token = logits[:, -1:].argmax(-1)
     end = time.perf_counter()
-    return Speed(
-        engine=onnxruntime_decoder.name(),
-        threads=threads,
-        prompt_tokens=prompt,
-        decode_tokens=decode,
-        load_seconds=loaded - begin,
-        first_token_seconds=first - warm,
-        prefill_tokens_per_s=prompt / (first - warm),
-        decode_tokens_per_s=decode / (end - first),
-        peak_rss_bytes=memory.peak(),
-    )
+    return children.speed(onnxruntime_decoder.name(), threads, prompt, decode, (begin, loaded, warm, first, first, end))
 
 
 def _measure_encoder(path: Path, threads: int, prompt: int) -> Speed:
@@ -86,17 +75,8 @@ def _measure_encoder(path: Path, threads: int, prompt: int) -> Speed:
         onnxruntime_encoder.states(session, ids, np.ones_like(ids))
         times.append(time.perf_counter() - start)
     each = sorted(times)[len(times) // 2]
-    return Speed(
-        engine=onnxruntime_decoder.name(),
-        threads=threads,
-        prompt_tokens=prompt,
-        decode_tokens=0,
-        load_seconds=loaded - begin,
-        first_token_seconds=each,
-        prefill_tokens_per_s=prompt / each,
-        decode_tokens_per_s=None,
-        peak_rss_bytes=memory.peak(),
-    )
+    done = warm + each
+    return children.speed(onnxruntime_decoder.name(), threads, prompt, 0, (begin, loaded, warm, done, done, done))
 
 
 def _measure_transducer(path: Path, threads: int, prompt: int, decode: int) -> Speed:
@@ -118,17 +98,7 @@ def _measure_transducer(path: Path, threads: int, prompt: int, decode: int) -> S
     for _ in range(decode):
         logits, past = graphs.go_on(logits[:, -1:].argmax(-1), mask, past)
     end = time.perf_counter()
-    return Speed(
-        engine=onnxruntime_decoder.name(),
-        threads=threads,
-        prompt_tokens=prompt,
-        decode_tokens=decode,
-        load_seconds=loaded - begin,
-        first_token_seconds=first - warm,
-        prefill_tokens_per_s=prompt / (filled - warm),
-        decode_tokens_per_s=decode / (end - first),
-        peak_rss_bytes=memory.peak(),
-    )
+    return children.speed(onnxruntime_decoder.name(), threads, prompt, decode, (begin, loaded, warm, filled, first, end))
 
 
 def _tokens(path: Path, count: int) -> NDArray[np.int64]:

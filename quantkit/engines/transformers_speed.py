@@ -13,7 +13,6 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantkit import memory
 from quantkit.engines import children
 from quantkit.values import Speed
 
@@ -57,17 +56,8 @@ def _measure(folder: Path, threads: int, prompt: int, decode: int) -> Speed:
             output = model(token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
         end = time.perf_counter()
-    return Speed(
-        engine=f"transformers {version('transformers')}",
-        threads=threads,
-        prompt_tokens=prompt,
-        decode_tokens=decode,
-        load_seconds=loaded - begin,
-        first_token_seconds=first - warm,
-        prefill_tokens_per_s=prompt / (first - warm),
-        decode_tokens_per_s=decode / (end - first),
-        peak_rss_bytes=memory.peak(),
-    )
+    engine = f"transformers {version('transformers')}"
+    return children.speed(engine, threads, prompt, decode, (begin, loaded, warm, first, first, end))
 
 
 def _main() -> None:
