@@ -11,6 +11,8 @@ what one takes over what the walk for the importance of these tokens alone takes
 measured on a second text, unlike the calibration's, too (second_*), and in torch (torch_kld): `agree` says that both engines'
 divergences lie within two standard errors of their difference and 0.005, for llama.cpp rounds activations to 8 bits.
 
+checkpoint_peak_rss_mb: of a run that makes a GPTQ checkpoint (4 bits, group 32) of the same model and tokens, once per model.
+
 outer_kld: what embedding and head alone contribute: of a file whose other tensors are F16, with importance, once per model and
 type.
 
@@ -30,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +96,8 @@ class Made:
     walk_seconds: float
 
 
-def solve(uri: str, kind: str, calibration: Path, tokens: int, work: Path) -> Made:
-    """A file with codes of GPTQ's engine, made as `quantkit run` makes it without checks."""
-    target = {"format": "gguf", "type": kind, "codes": "gptq"}
+def solve(uri: str, target: Mapping[str, Any], calibration: Path, tokens: int, work: Path) -> Made:
+    """What GPTQ's engine makes, as `quantkit run` makes it without checks."""
     given = {"text": str(calibration), "tokens": tokens, "length": 512}
     document = json.dumps({"source": uri, "targets": [target], "calibration": given, "checks": False})
     command = [sys.executable, __file__, "--make", document, "--work", str(work)]
@@ -129,6 +131,7 @@ def measure(
     work: Path,
     outer: float,
     solved: Made | None = None,
+    checkpoint: Made | None = None,
 ) -> dict[str, Any]:
     """One row; of the file `solved`, or of one whose codes are searched."""
     ours, theirs = solved or write(given.snapshot, stock(kind, weighed), work, weighed), work / "theirs.gguf"
@@ -160,6 +163,8 @@ def measure(
     if solved:
         times = {"walk_seconds": round(solved.walk_seconds, 2), "walk_ratio": round(solved.seconds / solved.walk_seconds, 2)}
         row |= times | further(given, ours.path, theirs, one)
+    if checkpoint:
+        row["checkpoint_peak_rss_mb"] = round(checkpoint.peak_rss_bytes / 1e6, 1)
     ours.path.unlink()
     print(row, file=sys.stderr)
     return row
@@ -210,15 +215,17 @@ def main() -> None:
         for model in given.models:
             of = subjects.subject(model, text, second, calibration, THREADS, work)
             base = write(of.snapshot, stock("F16", {}), work, {}).path
+            uri = SMOLLM2 if model == "smollm2" else str(work / model)
+            run = partial(solve, uri, calibration=calibration.path, tokens=given.tokens, work=work)
+            checkpoint = run({"format": "gptq", "bits": 4, "group": 32}) if "gptq" in given.codes else None
             for kind in given.types:
                 outer = outer_kld(of, kind, work)
                 for weighed in (of.importance,) if given.quick else (of.importance, {}):
                     if "search" in given.codes:
                         rows.append(measure(model, of, kind, weighed, base, work, outer))
                 if "gptq" in given.codes:
-                    uri = SMOLLM2 if model == "smollm2" else str(work / model)
-                    made = solve(uri, kind, calibration.path, given.tokens, work)
-                    rows.append(measure(model, of, kind, of.importance, base, work, outer, made))
+                    made = run({"format": "gguf", "type": kind, "codes": "gptq"})
+                    rows.append(measure(model, of, kind, of.importance, base, work, outer, made, checkpoint))
             base.unlink()
     named = {"text": text.name, "text_sha256": text.sha256, "second": second.name, "calibration": calibration.name}
     print(

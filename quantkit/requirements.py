@@ -16,7 +16,11 @@ from quantkit.report import machine
 from quantkit.values import Artefact, Resident, Row, Snapshot
 
 PATIENCE = 60.0  # seconds that a context may take by what the one before took
-FLOPS = 15e9  # of one core, rounded down: whether to begin
+FLOPS = {
+    "gguf": 15e9,
+    "onnx": 15e9,
+    "gptq": 3e9,
+}  # of one core, rounded down (torch's bfloat16 without AVX-512): whether to begin
 
 
 def predict(format: str, nbytes: int, rows: Sequence[Row], snapshot: Snapshot, contexts: Iterable[int]) -> list[Memory]:
@@ -53,7 +57,7 @@ def _measured(job: Job, format: str, artefact: Artefact, nbytes: int, limit: int
     checks = job.recipe.checks
     contexts = sorted(context for context in (checks.memory.contexts if checks else ()) if context <= limit)
     needs = predict(format, nbytes, artefact.rows, job.snapshot, contexts)
-    per_token = 2.0 * job.snapshot.parameters() / (FLOPS * job.threads)
+    per_token = 2.0 * job.snapshot.parameters() / (FLOPS[format] * job.threads)
     for step, need in enumerate(needs, start=1):
         if per_token * need.context > PATIENCE or need.total + footprint.OS_RESERVE > machine.memory_bytes():
             return
