@@ -16,11 +16,7 @@ from quantkit.report import machine
 from quantkit.values import Artefact, Resident, Row, Snapshot
 
 PATIENCE = 60.0  # seconds that a context may take by what the one before took
-FLOPS = {
-    "gguf": 15e9,
-    "onnx": 15e9,
-    "gptq": 3e9,
-}  # of one core, rounded down (torch's bfloat16 without AVX-512): whether to begin
+FLOPS = {"gguf": 15e9, "onnx": 15e9, "gptq": 3e9}  # of one core, rounded down: whether to begin; torch's bfloat16 is slow
 
 
 def predict(format: str, nbytes: int, rows: Sequence[Row], snapshot: Snapshot, contexts: Iterable[int]) -> list[Memory]:
