@@ -76,6 +76,9 @@ setup-system:                             ## what some tests use of the system; 
 quantize: setup $(if $(filter demo demo-% smollm2-% minilm-%,$(RECIPE)),setup-demo)
 	$(BIN)/quantkit run recipes/$(RECIPE).yaml $(ARGS)
 
+# Files of tests, a process for each core.
+APART := --numprocesses=auto --dist=loadfile
+
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,10 +88,10 @@ types: setup-dev
 
 test: lint types
 	$(BIN)/python -m pytest tests/test_layers.py
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest $(APART) --durations=10
 
 test-all: setup-dev
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest $(APART) -m slow --durations=10
 
 bench: setup-dev
 	$(BIN)/python benchmarks/bench_kernels.py --quick
