@@ -33,6 +33,7 @@ from quantkit.version import __version__
 
 HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file, as long as those before are fewer than so many
 JUDGED = 2048  # tokens
+SINK = 64.0  # what a decoder's first token counts for: all that follow attend to it, most of all (Xiao et al., 2023: sinks)
 
 
 def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
@@ -56,7 +57,8 @@ def solve(job: Job, plans: Sequence[TargetPlan]) -> dict[str, Codes]:
     count, originals = len(sequences), _Originals()
     before = any(plan.gptq.quality == "high" for plan in left)  # the model as it is goes first
     with ThreadPoolExecutor(job.threads) as pool:
-        solvers = [_Solver(plan, codes[plan.name], view, pool, originals.seen, _stacks(job, plan)) for plan in left]
+        sinks = skeleton.kind(job.snapshot.config) == "decoder"
+        solvers = [_Solver(plan, codes[plan.name], view, pool, originals.seen, _stacks(job, plan), sinks) for plan in left]
         lanes = [
             walk.Lane(slice(at * count, (at + 1) * count), solver.replace) for at, solver in enumerate(solvers, start=before)
         ]
@@ -133,6 +135,7 @@ class _Solver:
     pool: Executor
     originals: Mapping[str, Sequence[F32]]  # what the layer's matrices meet in the model as it is
     stacks: Mapping[str, Sequence[tuple[str, Piece]]]
+    sinks: bool  # whether a sequence's first token counts for SINK of them
 
     def replace(self, weights: Mapping[str, F32], inputs: Inputs) -> dict[str, F32]:
         """`staging.Replace`: matrices of the model, of which the checkpoint may hold each in several."""
@@ -140,10 +143,11 @@ class _Solver:
         parts = {name: self._parts(name, weight) for name, weight in weights.items()}
         if not any(stored in rows for found in parts.values() for stored, _ in found):
             return {}
-        seen, held = self._split(inputs)
-        factor = self._factor(next(iter(weights)), seen)
+        first = next(iter(weights))
+        seen, held = self._split(self._counted(first, inputs))
+        factor = self._factor(first, seen)
         tokens = sum(len(x) for x in seen)
-        shift = self._correction(next(iter(weights)), seen, factor) if tokens >= FEW else None
+        shift = self._correction(first, seen, factor) if tokens >= FEW else None
         replaced = {}
         for name, found in parts.items():
             weight = weights[name].copy()
@@ -158,8 +162,11 @@ class _Solver:
         """What makes up for the error that the inputs bring along; None where nobody asked or other tokens came (experts)."""
         if self.plan.gptq.quality != "high" or name.endswith("]"):
             return None
-        originals = self.originals[name]
-        return hessian.correction(inputs, originals, factor, self.pool)
+        return hessian.correction(inputs, self._counted(name, self.originals[name]), factor, self.pool)
+
+    def _counted(self, name: str, inputs: Inputs) -> Inputs:
+        """What a matrix meets, as it counts; an expert meets tokens whose place nobody knows."""
+        return FirstCounted(inputs) if self.sinks and not name.endswith("]") else inputs
 
     def finish(self, hidden: F32) -> None:
         """The output head, whose inputs are the final hidden states, and matrices that no token reached."""
@@ -253,11 +260,11 @@ class _Solver:
         """The same as a GGUF type's bytes; kept only where inputs that were held out say that it is better than the search's
         own codes."""
         codec = codecs()[row.type]
-        squares = factor.diagonal / np.float32(max(tokens, 1))
-        searched = codec.encode(weight, squares)
+        squares, means = (sums / np.float32(max(tokens, 1)) for sums in (factor.diagonal, factor.sums))
+        searched = codec.encode(weight, squares, means if tokens >= FEW else None)
         best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
         if tokens >= FEW:
-            solved, lost = sequential.solve(row.type, weight, factor, self.pool)
+            solved, lost = sequential.solve(row.type, weight, searched, factor, self.pool)
             left = (weight - codec.decode(data) for data in (solved, searched))
             output, *pair = hessian.outputs([weight, *left], held, self.pool)
             ours, theirs = (each / (output or 1.0) for each in pair)
@@ -275,6 +282,24 @@ class _Solver:
         )
         self.codes.write(row.name, {f"{row.name.removesuffix('.weight')}.bytes": best}, record)
         return codec.decode(best)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCounted:
+    """Inputs of whole sequences, one after another, the first token of each scaled so that its square counts SINK times."""
+
+    whole: Inputs
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int, /) -> F32:
+        x = self.whole[index].copy()
+        x[0] *= np.float32(SINK**0.5)
+        return x
+
+    def __iter__(self) -> Iterator[F32]:
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass(frozen=True, slots=True)

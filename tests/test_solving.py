@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from checkpoints import stack_experts
 
 import quantkit
+from quantkit import solving
 from quantkit.errors import RecipeError
 from quantkit.manifest import Manifest
 from quantkit.spill import Codes
@@ -102,3 +104,11 @@ def test_a_checkpoint_with_stacked_experts_gives_the_same_codes(pico: Callable[[
 def test_codes_want_a_calibration(pico: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="calibration"):
         run(pico("llama"), tmp_path, {"type": "Q4_0", "codes": "gptq"}, calibration=None)
+
+
+def test_a_sequence_s_first_token_counts_for_many_and_inputs_stay_as_they_are() -> None:
+    given = [np.ones((3, 2), np.float32), np.full((2, 2), 2, np.float32)]
+    counted = solving.FirstCounted(given)
+    assert len(counted) == 2
+    assert [float(np.square(x[0]).sum() / np.square(x[1]).sum()) for x in counted] == pytest.approx([solving.SINK] * 2)
+    assert [x.tolist() for x in given] == [[[1.0, 1.0]] * 3, [[2.0, 2.0]] * 2]

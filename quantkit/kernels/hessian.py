@@ -31,13 +31,15 @@ class Factor:
     """Lower triangular L with L @ L.T = the damped H of the columns in `order`.
 
     panels: L, PANEL columns at a time, of each the rows from its first column on, float32: what lies above takes no memory.
-    order: the column of H that each row of L is of. diagonal: H's own, in H's order, undamped, float32.
+    order: the column of H that each row of L is of. diagonal: H's own, in H's order, undamped, float32; sums: of the columns of
+    the inputs.
     dead: columns that no input ever activated. damping: what was added to the diagonal, relative to its mean.
     """
 
     panels: tuple[F32, ...]
     order: NDArray[np.intp]
     diagonal: F32
+    sums: F32
     dead: NDArray[np.intp]
     damping: float
 
@@ -58,7 +60,7 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
     adds a thousand times as much as was asked for. Raises WeightError where inputs are not finite, or if that does not do.
     Memory: half a float64 matrix; threads of `pool` work on panels, torch must be set to one thread.
     """
-    diagonal = np.sum(list(pool.map(lambda index: np.square(inputs[index]).sum(0, dtype=np.float64), range(len(inputs)))), 0)
+    diagonal, sums = np.sum(list(pool.map(lambda index: _moments(inputs[index]), range(len(inputs)))), 0)
     if not np.isfinite(diagonal).all():
         count = len(diagonal) - int(np.isfinite(diagonal).sum())
         raise WeightError(f"{count} of {len(diagonal)} columns of its inputs hold NaN or infinity on the calibration text")
@@ -69,10 +71,16 @@ def factor(inputs: Inputs, damp: float, pool: Executor, *, act_order: bool = Tru
     for times in DAMPING:
         panels = _double(_accumulate(inputs, order, pool), diagonal[order] + added + times * damp * mean)
         if _cholesky(panels, pool):
-            return Factor(_single(panels), order, diagonal.astype(np.float32), dead, times * damp)
+            moments = diagonal.astype(np.float32), sums.astype(np.float32)
+            return Factor(_single(panels), order, *moments, dead, times * damp)
     raise WeightError(
         f"no Cholesky factor of H ({len(order)} columns) with {DAMPING[-1] * damp:g} of its mean diagonal {mean:g} added"
     )
+
+
+def _moments(x: F32) -> F64:
+    """Squares and values of x (tokens, width), summed by column: (2, width)."""
+    return np.stack([np.square(x).sum(0, dtype=np.float64), x.sum(0, dtype=np.float64)])
 
 
 def _rising(diagonal: F64, blocks: Sequence[int]) -> NDArray[np.intp]:

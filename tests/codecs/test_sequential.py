@@ -43,7 +43,7 @@ def test_the_output_errs_less_than_with_the_search_s_codes(kind: str, spread: st
     with ThreadPoolExecutor(2) as pool:
         factor = hessian.factor(given, 0.01, pool, blocks=sequential.BLOCKS)
         searched = codecs()[kind].encode(rows, factor.diagonal)
-        found, loss = sequential.solve(kind, rows, factor, pool)
+        found, loss = sequential.solve(kind, rows, searched, factor, pool)
         errors = hessian.outputs([rows - codecs()[kind].decode(each) for each in (found, searched)], given, pool)
     assert errors[0] < 0.9 * errors[1]
     left = (rows - codecs()[kind].decode(found))[:, factor.order].astype(np.float64) @ factor.lower()
@@ -51,10 +51,12 @@ def test_the_output_errs_less_than_with_the_search_s_codes(kind: str, spread: st
 
 
 def test_blocks_that_the_order_takes_apart_are_refused() -> None:
+    rows = np.zeros((4, WIDTH), np.float32)
+    searched = codecs()["Q4_K"].encode(rows, None)
     with ThreadPoolExecutor(1) as pool:
         factor = hessian.factor(inputs("badly scaled"), 0.01, pool)
         with pytest.raises(ValueError, match="of several blocks of 256"):
-            sequential.solve("Q4_K", np.zeros((4, WIDTH), np.float32), factor, pool)
+            sequential.solve("Q4_K", rows, searched, factor, pool)
 
 
 def test_blocks_of_columns_stay_together_and_rise() -> None:

@@ -76,7 +76,7 @@ def chosen(kind: str, batches: list[F32], threads: int) -> tuple[U8, U8, float, 
     with ThreadPoolExecutor(threads) as pool:
         factor = hessian.factor(batches, 0.01, pool, blocks=sequential.BLOCKS)
         searched = codecs()[kind].encode(rows, factor.diagonal / np.float32(sum(map(len, batches))))
-        found, loss = sequential.solve(kind, rows, factor, pool)
+        found, loss = sequential.solve(kind, rows, searched, factor, pool)
     return searched, found, loss, factor
 
 
