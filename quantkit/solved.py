@@ -29,15 +29,16 @@ def quantised(plan: TargetPlan) -> list[Row]:
     or, where the checkpoint has a stack too, as `expert_of` names it."""
     if plan.target.format == "gptq":
         return [row for row in plan.rows if layout.of_type(row.type) is not None]
+    found: list[Row] = []
     if plan.target.format == "gguf":
         sources = Counter(row.source for row in plan.rows)
         rows = [row for row in plan.rows if row.source and row.type in stored_codes.types()]
         whole = [row for row in rows if skeleton.layer_of(str(row.source)) or row.source == layout.HEAD]
         alone = [row for row in whole if len(row.shape) == 3 or sources[row.source] == 1]
-        named = [(row, _stacked(row)) for row in alone]
-        one = [(replace(row, shape=row.shape[-2:], nbytes=row.nbytes // max(len(names), 1)), names) for row, names in named]
-        return [replace(row, name=name) for row, names in one for name in names]
-    found = []
+        for row in alone:
+            names = _stacked(row)
+            found += [replace(row, name=name, shape=row.shape[-2:], nbytes=row.nbytes // len(names)) for name in names]
+        return found
     for row in plan.rows:
         settings = schemes.of_type(row.type)
         if isinstance(settings, Blocks) and all(skeleton.layer_of(name) for name in row.sources):

@@ -144,9 +144,10 @@ class _Solver:
         if not any(stored in rows for found in parts.values() for stored, _ in found):
             return {}
         first = next(iter(weights))
-        seen, held = self._split(self._counted(first, inputs))
-        factor = self._factor(first, seen)
+        seen, held = self._split(inputs)
         tokens = sum(len(x) for x in seen)
+        seen, held = self._counted(first, seen), self._counted(first, held)
+        factor = self._factor(first, seen)
         shift = self._correction(first, seen, factor) if tokens >= FEW else None
         replaced = {}
         for name, found in parts.items():
