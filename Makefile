@@ -13,9 +13,11 @@ ARGS        ?=
 VENV  := .venv
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# llama.cpp is compiled for this CPU: a cache carried to another machine must not serve it a foreign build.
+# llama.cpp is compiled for this CPU: no cache that is carried to another machine, nor pip's own, may serve it a foreign build.
 CPU   := $(shell (uname -m; grep -m1 flags /proc/cpuinfo || sysctl -n machdep.cpu.brand_string) 2>/dev/null | cksum | cut -d' ' -f1)
-WHEELS := .cache/wheels/$(CPU)
+# ggml's AMX dies at its first product where gcc compiled it (the tiles' shapes are optimised away: ggml-org/llama.cpp#26954).
+NO_AMX := $(if $(shell grep -m1 -o amx_int8 /proc/cpuinfo 2>/dev/null),-mno-amx-int8)
+WHEELS := .cache/wheels/$(CPU)$(NO_AMX)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev setup-demo setup-reader setup-system quantize lint types test test-all bench schema clean
@@ -37,11 +39,13 @@ $(VENV)/.packages: pyproject.toml constraints.txt $(VENV)/.created
 $(WHEELS)/.built: constraints.txt $(VENV)/.created
 	@echo "compiling llama.cpp for this CPU, once: 5 to 8 minutes on 2 cores" >&2
 	mkdir -p $(WHEELS)
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) --constraint constraints.txt llama-cpp-python
+	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps --wheel-dir $(WHEELS) --constraint constraints.txt llama-cpp-python
 	touch $@
 
 $(VENV)/.engine: $(WHEELS)/.built $(VENV)/.packages
-	$(PIP) --find-links $(WHEELS) llama-cpp-python
+	$(PIP) --force-reinstall --no-deps $(WHEELS)/*.whl
+	$(PIP) llama-cpp-python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine

@@ -278,6 +278,10 @@ def reason() -> str:
 
 
 def _model_settings(library: Any) -> Any:
+    """No GPU; and no matrices in another order in a build with AMX, whose products end the process where gcc compiled them
+    (ggml-org/llama.cpp#26954: the tiles' shapes are optimised away)."""
     settings = library.llama_model_default_params()
     settings.n_gpu_layers = 0
+    if b"AMX_INT8 = 1" in library.llama_print_system_info():
+        settings.use_extra_bufts = False
     return settings

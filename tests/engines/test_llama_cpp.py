@@ -79,6 +79,14 @@ def test_a_measurement_runs_in_a_process_of_its_own(model: tuple[Path, Any], tmp
         llama_cpp_speed.measure(tmp_path / "none.gguf", kind="decoder", threads=1, prompt=32, decode=8, context=64)
 
 
+def test_a_build_with_amx_keeps_matrices_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products of matrices in AMX's order end the process."""
+    library = llama_cpp.load_library()
+    for said, reordered in ((b"CPU : AVX2 = 1 | REPACK = 1 | ", True), (b"CPU : AVX2 = 1 | AMX_INT8 = 1 | REPACK = 1 | ", False)):
+        monkeypatch.setattr(library, "llama_print_system_info", lambda said=said: said)
+        assert bool(llama_cpp._model_settings(library).use_extra_bufts) == reordered
+
+
 def test_without_the_engine_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     llama_cpp.load_library.cache_clear()
