@@ -28,11 +28,12 @@ from quantkit.kernels.finite import first_nonfinite_row
 from quantkit.modules import ModuleWeights
 from quantkit.planning import TargetPlan
 from quantkit.spill import FEW, Codes, Record
-from quantkit.values import F32, Inputs, Row
+from quantkit.values import F32, U8, Codec, Inputs, Row
 from quantkit.version import __version__
 
 HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file, as long as those before are fewer than so many
 JUDGED = 2048  # tokens
+SLAB = 4096  # rows that are judged at once
 SINK = 64.0  # what a decoder's first token counts for: all that follow attend to it, most of all (Xiao et al., 2023: sinks)
 
 
@@ -266,9 +267,7 @@ class _Solver:
         best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
         if tokens >= FEW:
             solved, lost = sequential.solve(row.type, weight, searched, factor, self.pool)
-            left = (weight - codec.decode(data) for data in (solved, searched))
-            output, *pair = hessian.outputs([weight, *left], held, self.pool)
-            ours, theirs = (each / (output or 1.0) for each in pair)
+            ours, theirs = self._judge(codec, weight, (solved, searched), held)
             errors, loss = (ours, theirs), lost / hessian.energy(weight, factor, self.pool)
             if ours <= theirs:
                 best, kept = solved, "gptq"
@@ -283,6 +282,15 @@ class _Solver:
         )
         self.codes.write(row.name, {f"{row.name.removesuffix('.weight')}.bytes": best}, record)
         return codec.decode(best)
+
+    def _judge(self, codec: Codec, weight: F32, encoded: Sequence[U8], held: Inputs) -> list[float]:
+        """What each of `encoded` errs by on inputs that were held out, relative to the output's energy; by slabs of rows."""
+        found = np.zeros(1 + len(encoded))
+        for start in range(0, len(weight), SLAB):
+            part = slice(start, start + SLAB)
+            left = [weight[part] - codec.decode(data[part]) for data in encoded]
+            found += hessian.outputs([weight[part], *left], held, self.pool)
+        return [float(each) for each in found[1:] / (found[0] or 1.0)]
 
 
 @dataclass(frozen=True, slots=True)
