@@ -7,7 +7,8 @@ is a view of the whole prompt's keys and values until the next token comes (tran
 DynamicSlidingWindowLayer.update).
 
 Which tensors live at a moment was read from torch's own record of allocations (llama and gemma3, torch 2.13, transformers
-5.23). With AVX-512 torch gives bfloat16 to oneDNN, which takes more; those terms are of four measurements up to 2,048 tokens.
+5.23). With AVX-512 torch gives bfloat16 to oneDNN, which puts a matrix into another order before it multiplies by it: of the
+head that is seen at the peak.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from quantkit.values import Row
 
 PROCESS = 411 * MiB  # Python with torch and a transformers model class
 LIBRARY = 16 * MiB  # what they touch with the first forward
-ONEDNN = 44 * MiB  # what oneDNN does besides
-_SCORES = 2 + 4 + 4  # bytes of an attention score beside oneDNN: in bfloat16, in float32 before and after the softmax
+ONEDNN = 8 * MiB  # oneDNN's own, besides
 
 
 def dequantised(rows: Iterable[Row]) -> int:
@@ -62,10 +62,9 @@ def compute_buffer(config: Mapping[str, Any], tokens: int, *, onednn: bool = Fal
     queries, keys = d.heads * d.head_dim, d.kv_heads * d.head_dim
     pairs = tokens * tokens if masked(config, tokens) else 0
     attention = 2 * tokens * (3 * d.hidden + 4 * queries + (0 if pairs else 2 * keys)) + 2 * pairs
-    scores = _SCORES * d.heads * pairs if onednn else 0
     mlp = 2 * tokens * (4 * d.hidden + 3 * d.intermediate)
     head = 2 * d.vocabulary * d.hidden if onednn else 0
-    return pairs + max(attention + scores, mlp, head)
+    return pairs + max(attention, mlp, head)
 
 
 def memory(

@@ -89,6 +89,7 @@ def _transformers(path: Path, threads: int, context: int) -> tuple[str, tuple[in
     import transformers
 
     torch.set_num_threads(threads)
+    memory.return_large_blocks(256 << 10)  # of a C library that keeps freed blocks, peaks would be of its making
     snapshot = source.describe(str(path.parent))
     model = skeleton.build(snapshot.config, "AutoModelForCausalLM").to(torch.bfloat16)  # on the meta device still
     before = _before()
@@ -105,7 +106,6 @@ def _load(model: Any, weights: Weights) -> None:
     """A checkpoint's tensors in bfloat16, each converted a few rows at a time."""
     import torch
 
-    memory.return_large_blocks(256 << 10)  # of a C library that keeps freed blocks, peaks would be of its making
     ties: Mapping[str, str] = model.all_tied_weights_keys
     for prefix, module in model.named_modules():
         for name, empty in list(module.named_parameters(recurse=False)):
