@@ -24,6 +24,8 @@ from quantkit.engines import llama_cpp
 from quantkit.formats.carried import carried
 from quantkit.formats.gguf import writer
 from quantkit.formats.gptq import layout as gptq_layout
+from quantkit.formats.onnx import builder
+from quantkit.formats.onnx import layout as onnx_layout
 from quantkit.planning import Missing, Needs, TargetPlan
 from quantkit.quality import CHUNK
 from quantkit.recipe import SANITY_CHECKS, Calibration, Checks, Recipe
@@ -75,7 +77,9 @@ def _making_memory(
             terms = footprint_run.conversion_memory(target.rows, slab_weights=slab, threads=threads, ahead=ahead)
             yield sum(terms.values())
         elif target.target.format == "onnx":
-            yield footprint_run.onnx_conversion_memory(target.rows, layers)
+            held = _exported_bytes(snapshot, target)
+            inline = 0 if _has(target, onnx_layout.DATA, "_data") else _file_bytes(target)
+            yield footprint_run.onnx_conversion_memory(target.rows, layers, held=held, inline=inline)
 
 
 def _calibration_memory(
@@ -113,7 +117,8 @@ def _check_memory(
             engine = footprint.memory(size, target.rows, config, [CHUNK], instruction_sets=isa, outputs=outputs)[0].growth
             yield footprint_run.LLAMA_CPP_CHECKS + engine + (0 if target is original else head)
         elif target.target.format == "onnx":
-            graph = footprint_run.onnx_conversion_memory((), footprint.dimensions(config).layers)
+            held = _exported_bytes(snapshot, target)
+            graph = footprint_run.onnx_conversion_memory((), footprint.dimensions(config).layers, held=held)
             decoder = quality.kind(snapshot) == "decoder"
             engine = footprint_onnx.memory(size, target.rows, config, [CHUNK])[0].growth if decoder else 2 * size
             yield graph + engine + head
@@ -126,6 +131,15 @@ def _check_memory(
 
 def _file_bytes(target: TargetPlan) -> int:
     return target.nbytes or sum(row.nbytes for row in target.rows)
+
+
+def _has(target: TargetPlan, *endings: str) -> bool:
+    return any(file.name.endswith(endings) for file in target.files)
+
+
+def _exported_bytes(snapshot: Snapshot, target: TargetPlan) -> int:
+    """Of the float32 weights that a graph of transformers' exporter holds while the run lasts; genai's builder has none."""
+    return 0 if _has(target, builder.SETTINGS) else 4 * snapshot.parameters()
 
 
 def _float_graph_bytes(snapshot: Snapshot, folder: Path) -> int:

@@ -113,9 +113,14 @@ def gptq_memory(
     }
 
 
-def onnx_conversion_memory(rows: Iterable[Row], layers: int) -> int:
-    """Peak RAM of writing an ONNX folder beyond the process: the graph, and its largest tensor in float32 and as codes."""
-    return GRAPH + layers * LAYER_OF_GRAPH + 5 * max((math.prod(row.shape) for row in rows), default=0)
+def onnx_conversion_memory(rows: Iterable[Row], layers: int, *, held: int = 0, inline: int = 0) -> int:
+    """Peak RAM of writing an ONNX folder beyond the process: the graph, and its largest tensor in float32 and as codes.
+
+    held: bytes of a graph's own weights; inline: of files that hold theirs, four times while they are written (codes, graph,
+    protobuf, file).
+    """
+    largest = 5 * max((math.prod(row.shape) for row in rows), default=0)
+    return GRAPH + layers * LAYER_OF_GRAPH + held + max(largest, 4 * inline)
 
 
 def head_memory(config: Mapping[str, Any], sequences: int, length: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from quantkit import arch, modules, skeleton
+from quantkit import arch, memory, modules, skeleton
 from quantkit.errors import ResourceError, UnsupportedError
 from quantkit.formats.onnx import recorded
 from quantkit.formats.onnx.blocks import replace
@@ -43,6 +43,7 @@ def build(snapshot: Snapshot, *, filled: bool = True) -> tuple[Graph, ...]:
             f"{snapshot.config.get('model_type')} is exported by transformers, which holds it in float32: about "
             f"{need / 1e9:.0f} GB, and this machine has {held / 1e9:.0f} GB; use gguf or gptq, or a larger machine"
         )
+    memory.return_large_blocks()
     kind = skeleton.kind(snapshot.config)
     model = load(snapshot, arch.AUTO_CLASS[kind], filled=filled)
     if kind == "encoder-decoder":
@@ -124,7 +125,8 @@ def _name_transducer(model: ir.Model) -> None:
 
 
 def load(snapshot: Snapshot, auto_class: str, *, filled: bool = True) -> Any:
-    """transformers' model with the checkpoint's weights in float32, or with random ones."""
+    """transformers' model with the checkpoint's weights in float32, or with one random value for each tensor, which takes no
+    memory."""
     import torch
 
     view = modules.view(snapshot.config, snapshot.weights)
@@ -136,7 +138,7 @@ def load(snapshot: Snapshot, auto_class: str, *, filled: bool = True) -> Any:
         state = skeleton.tensors(model, shapes, view, "")
     else:
         dice = torch.Generator().manual_seed(0)
-        state = {name: torch.randn(shape, generator=dice) for name, shape in shapes.items()}
+        state = {name: torch.randn(1, generator=dice).expand(shape) for name, shape in shapes.items()}
         for name, shape in shapes.items():
             if skeleton.computes(model, name) is None:
                 skeleton.stored(view, name, shape)
