@@ -7,7 +7,7 @@ columns by what tokens there were: so few say nothing of how columns go together
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ from quantkit.version import __version__
 
 HELD_OUT = 8  # one in so many micro-batches judges the codes of a GGUF file, as long as those before are fewer than so many
 JUDGED = 2048  # tokens
-SLAB = 4096  # rows that are judged at once
+SLAB = 512  # rows that are searched, or judged, at once
 SINK = 64.0  # what a decoder's first token counts for: all that follow attend to it, most of all (Xiao et al., 2023: sinks)
 
 
@@ -156,7 +156,7 @@ class _Solver:
             for stored, part in found:
                 if stored in rows:
                     aim = weight[part] if shift is None else weight[part] + hessian.multiply(weight[part], shift, self.pool)
-                    weight[part] = self._solve(rows[stored], aim, factor, tokens, held)
+                    weight[part] = self._solve(rows[stored], aim, factor, tokens, held)()
             replaced[name] = weight
         return replaced
 
@@ -227,8 +227,8 @@ class _Solver:
         except WeightError as error:
             raise WeightError(f"{name}: {error}") from error
 
-    def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs = ()) -> F32:
-        """Codes of a row's matrix (out, in), packed and spilled; returns what they stand for."""
+    def _solve(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs = ()) -> Callable[[], F32]:
+        """Codes of a row's matrix (out, in), packed and spilled; what they stand for is made when it is asked for."""
         weight = np.ascontiguousarray(weight)
         if (bad := first_nonfinite_row(weight)) >= 0:
             raise WeightError(f"{row.name}: row {bad} holds NaN or infinity; the checkpoint is damaged")
@@ -256,14 +256,14 @@ class _Solver:
             codes=hashlib.sha256(solved.codes.tobytes()).hexdigest(),
         )
         self.codes.write(row.name, _packed(self.plan, row.name, solved), record)
-        return solved.weights()
+        return solved.weights
 
-    def _solve_stored(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs) -> F32:
+    def _solve_stored(self, row: Row, weight: F32, factor: hessian.Factor, tokens: int, held: Inputs) -> Callable[[], F32]:
         """The same as a GGUF type's bytes; kept only where inputs that were held out say that it is better than the search's
         own codes."""
         codec = codecs()[row.type]
         squares, means = (sums / np.float32(max(tokens, 1)) for sums in (factor.diagonal, factor.sums))
-        searched = codec.encode(weight, squares, means if tokens >= FEW else None)
+        searched = self._search(codec, weight, squares, means if tokens >= FEW else None)
         best, kept, errors, loss = searched, "search", (-1.0, -1.0), -1.0
         if tokens >= FEW:
             solved, lost = sequential.solve(row.type, weight, searched, factor, self.pool)
@@ -281,7 +281,12 @@ class _Solver:
             held_out=errors,
         )
         self.codes.write(row.name, {f"{row.name.removesuffix('.weight')}.bytes": best}, record)
-        return codec.decode(best)
+        return partial(codec.decode, best)
+
+    def _search(self, codec: Codec, weight: F32, squares: F32, means: F32 | None) -> U8:
+        """The search's own codes, uint8 (rows, row bytes)."""
+        slabs = [weight[start : start + SLAB] for start in range(0, len(weight), SLAB)]
+        return np.concatenate(list(self.pool.map(lambda slab: codec.encode(slab, squares, means), slabs)))
 
     def _judge(self, codec: Codec, weight: F32, encoded: Sequence[U8], held: Inputs) -> list[float]:
         """What each of `encoded` errs by on inputs that were held out, relative to the output's energy; by slabs of rows."""

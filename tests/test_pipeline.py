@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -241,7 +242,8 @@ def test_an_interrupted_run_leaves_a_temporary_name_at_most(smollm2, tmp_path, h
     for attempt in range(4):  # a run that ended before we looked was not interrupted
         build = tmp_path / f"build{attempt}"
         options = ["--threads", "1", "--work-dir", str(build)]
-        child = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, env=environment, text=True)
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has its background jobs ignore it
+        child = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=heard)
         deadline = time.monotonic() + 120
         while not list(build.glob("*/*.gguf.partial")) and time.monotonic() < deadline and child.poll() is None:
             time.sleep(0.005)
