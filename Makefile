@@ -38,7 +38,7 @@ $(VENV)/.packages: pyproject.toml constraints.txt $(VENV)/.created
 
 $(WHEELS)/.built: constraints.txt $(VENV)/.created
 	@echo "compiling llama.cpp for this CPU, once: 5 to 8 minutes on 2 cores" >&2
-	mkdir -p $(WHEELS)
+	mkdir -p $(WHEELS) && rm -f $(WHEELS)/*.whl
 	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps --wheel-dir $(WHEELS) --constraint constraints.txt llama-cpp-python
 	touch $@
