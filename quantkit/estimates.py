@@ -78,7 +78,7 @@ def _making_memory(
             yield sum(terms.values())
         elif target.target.format == "onnx":
             held = _exported_bytes(snapshot, target)
-            inline = 0 if _has(target, onnx_layout.DATA, "_data") else _file_bytes(target)
+            inline = 0 if _data(target) in _names(target) else _file_bytes(target)
             yield footprint_run.onnx_conversion_memory(target.rows, layers, held=held, inline=inline)
 
 
@@ -133,13 +133,18 @@ def _file_bytes(target: TargetPlan) -> int:
     return target.nbytes or sum(row.nbytes for row in target.rows)
 
 
-def _has(target: TargetPlan, *endings: str) -> bool:
-    return any(file.name.endswith(endings) for file in target.files)
+def _names(target: TargetPlan) -> list[str]:
+    return [file.name for file in target.files]
+
+
+def _data(target: TargetPlan) -> str:
+    """The data file of an ONNX folder, if its graphs do not hold their weights themselves."""
+    return onnx_layout.data(target.onnx, [name for name in _names(target) if name.endswith(".onnx")])
 
 
 def _exported_bytes(snapshot: Snapshot, target: TargetPlan) -> int:
     """Of the float32 weights that a graph of transformers' exporter holds while the run lasts; genai's builder has none."""
-    return 0 if _has(target, builder.SETTINGS) else 4 * snapshot.parameters()
+    return 0 if any(name.endswith(f"/{builder.SETTINGS}") for name in _names(target)) else 4 * snapshot.parameters()
 
 
 def _float_graph_bytes(snapshot: Snapshot, folder: Path) -> int:

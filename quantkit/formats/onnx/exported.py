@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from quantkit import arch, memory, modules, skeleton
+from quantkit import arch, modules, skeleton
 from quantkit.errors import ResourceError, UnsupportedError
 from quantkit.formats.onnx import recorded
 from quantkit.formats.onnx.blocks import replace
@@ -43,7 +43,6 @@ def build(snapshot: Snapshot, *, filled: bool = True) -> tuple[Graph, ...]:
             f"{snapshot.config.get('model_type')} is exported by transformers, which holds it in float32: about "
             f"{need / 1e9:.0f} GB, and this machine has {held / 1e9:.0f} GB; use gguf or gptq, or a larger machine"
         )
-    memory.return_large_blocks()
     kind = skeleton.kind(snapshot.config)
     model = load(snapshot, arch.AUTO_CLASS[kind], filled=filled)
     if kind == "encoder-decoder":
