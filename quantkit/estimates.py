@@ -10,12 +10,12 @@ from quantkit import (
     arch,
     baseline,
     footprint,
-    footprint_onnx,
     footprint_run,
     peer_files,
     planning,
     publishing,
     quality,
+    requirements,
     solved,
 )
 from quantkit.calibration import corpus
@@ -119,8 +119,7 @@ def _check_memory(
         elif target.target.format == "onnx":
             held = _exported_bytes(snapshot, target)
             graph = footprint_run.onnx_conversion_memory((), footprint.dimensions(config).layers, held=held)
-            decoder = quality.kind(snapshot) == "decoder"
-            engine = footprint_onnx.memory(size, target.rows, config, [CHUNK])[0].growth if decoder else 2 * size
+            engine = requirements.predict("onnx", size, target.rows, snapshot, [CHUNK])[0].growth
             yield graph + engine + head
             largest = max((math.prod(row.shape) for row in target.rows), default=0)
             whole = _float_graph_bytes(snapshot, folder)  # or transformers' model; a matrix more while it is packed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from quantkit import arch
@@ -21,8 +22,8 @@ GiB = 1 << 30
 UBATCH = 512  # llama.cpp computes a prompt in micro-batches of this many tokens: its own default
 LLAMA_CPP_PROCESS = 42 * MiB  # Python, NumPy and llama.cpp's libraries
 LLAMA_CPP_LIBRARY = 4 * MiB  # thread stacks and the graph, after loading
-TORCH_PROCESS = 380 * MiB  # Python with torch and a transformers model class
 TOKENIZER_BYTES = 347  # per vocabulary entry, its merge included; measured at 49,152 and 128,256 entries
+WORDPIECE_BYTES = 134  # of an encoder's, which has no merges; measured at 30,522 entries
 
 MACHINES = (8, 12, 16, 24, 32, 64)  # GiB
 OS_RESERVE = 2 * GiB  # kept for the operating system and little else
@@ -121,12 +122,26 @@ def padded(tokens: int) -> int:
 
 def kv_cache(config: Mapping[str, Any], context: int, kind: KvType = "f16") -> int:
     """Bytes of llama.cpp's keys and values at `context`: full layers hold all, windowed ones the window and a micro-batch."""
-    known = arch.get(config)
-    if known is not None and known.kind == "encoder":  # a text passes at once
+    if _kind(config) == "encoder":  # a text passes at once
         return 0
     d = dimensions(config)
     full = padded(context)
-    return cache_bytes(config, full, min(full, padded(d.window + UBATCH)), kind)
+    return cache_bytes(decoder(config), full, min(full, padded(d.window + UBATCH)), kind)
+
+
+def decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of an encoder-decoder the numbers of its decoder, which alone has a cache; of others what is given."""
+    known = arch.get(config)
+    if known is None or known.kind != "encoder-decoder":
+        return config
+    full = arch.standard(known, config)
+    layers = known.keys.get("num_hidden_layers", "num_hidden_layers")
+    return {**config, layers: full.get("num_decoder_layers", full["num_hidden_layers"])}
+
+
+def _kind(config: Mapping[str, Any]) -> arch.Kind:
+    known = arch.get(config)
+    return known.kind if known else "decoder"
 
 
 def cache_bytes(config: Mapping[str, Any], full: int, short: int, kind: KvType) -> int:
@@ -156,8 +171,15 @@ def compute_buffer(config: Mapping[str, Any], context: int, outputs: int = 1) ->
     attention mask in float16), and at the logits. `outputs` is how many tokens of a batch get logits: 1 in
     generation, all of them in a perplexity run. llama.cpp always reserves addresses for all of them; pages never
     written take no memory.
+
+    An encoder reads its whole text at once, and the engine has room for logits of all of it, which it clears. T5's attention,
+    which has biases, is not fused: its scores are there three times over.
     """
-    d = dimensions(config)
+    d, kind = dimensions(config), _kind(config)
+    if kind != "decoder":
+        fused = kind == "encoder"
+        inside = context * (d.intermediate + (3 if fused else 4) * d.hidden + d.vocabulary + d.hidden)
+        return 4 * inside + context**2 * (2 if fused else 4 * (3 * d.heads + 2))
     block = UBATCH * (4 * (4 * d.hidden + 3 * d.intermediate) + 2 * padded(context))
     logits = 4 * (outputs * d.vocabulary + 2 * UBATCH * d.hidden)
     return max(block, logits) + 4 * outputs * d.vocabulary
@@ -195,7 +217,8 @@ def memory(
 
     `instruction_sets` are named as report/machine.py names them.
     """
-    overhead = LLAMA_CPP_LIBRARY + TOKENIZER_BYTES * dimensions(config).vocabulary + repacked(rows, instruction_sets)
+    entry = WORDPIECE_BYTES if _kind(config) == "encoder" else TOKENIZER_BYTES
+    overhead = LLAMA_CPP_LIBRARY + entry * dimensions(config).vocabulary + repacked(rows, instruction_sets)
     return [
         Memory(
             context=context,
@@ -213,6 +236,14 @@ def standard_contexts(limit: int) -> list[int]:
     """The contexts that a report shows: powers of two from 512 up to the model's own limit, and the limit."""
     powers = [1 << n for n in range(9, 24) if 1 << n < limit]
     return [*powers, limit]
+
+
+def within(contexts: Iterable[int], limit: int) -> list[int]:
+    """As many contexts as asked for, as far as the model goes: in place of longer ones its limit, half of it, a quarter."""
+    asked = set(contexts)
+    found = {context for context in asked if context <= limit}
+    shorter = (limit >> step for step in range(limit.bit_length()))
+    return sorted(found | set(islice((context for context in shorter if context not in found), len(asked) - len(found))))
 
 
 def machine_classes(totals: Mapping[int, int]) -> dict[int, int | None]:

@@ -24,14 +24,13 @@ LIBRARY = 23 * MiB  # what they touch with the first model: code, the graph, thr
 _PER_HIDDEN, _PER_INTERMEDIATE = 8, 5  # values of a block that the arena holds, per token
 
 
-def packed(rows: Iterable[Row]) -> int:
+def packed(rows: Iterable[Row], vocabulary: int) -> int:
     """Bytes that blocks of codes take beside their rows: two float32 of every block that is multiplied by, and the codes again
-    of an embedding that is the head too."""
+    of an embedding that is the head too; one of its own is only looked up."""
     blocks = [row for row in rows if _block(row) is not None]
-    multiplied = [row for row in blocks if ".MatMul" in row.name]
-    tables = len(blocks) > len(multiplied)
-    shared = 0 if tables else max((_codes(row) for row in multiplied if "lm_head" in row.name), default=0)
-    return shared + sum(8 * math.prod(row.shape) // (_block(row) or 1) for row in multiplied)
+    tables = [row for row in blocks if row.shape[0] == vocabulary]
+    shared = codes(tables[0]) if len(tables) == 1 else 0
+    return shared + sum(_sums(row) for row in blocks) - sum(_sums(row) for row in tables[1:])
 
 
 def compute_buffer(config: Mapping[str, Any], tokens: int) -> int:
@@ -46,12 +45,13 @@ def memory(nbytes: int, rows: Sequence[Row], config: Mapping[str, Any], contexts
 
     While the model is loaded, the largest matrix is held twice; the peak may lie there for a short prompt.
     """
-    largest = max((_codes(row) for row in rows if _block(row) is not None), default=0)
+    largest = max((codes(row) for row in rows), default=0)
+    overhead = LIBRARY + packed(rows, footprint.dimensions(config).vocabulary)
     found = []
     for context in contexts:
         cache = footprint.cache_bytes(config, context, context, "f32")
         run = compute_buffer(config, min(context, CHUNK))
-        found.append(Memory(context, nbytes, cache, max(run, largest - cache), LIBRARY + packed(rows), PROCESS))
+        found.append(Memory(context, nbytes, cache, max(run, largest - cache), overhead, PROCESS))
     return found
 
 
@@ -61,6 +61,13 @@ def _block(row: Row) -> int | None:
     return int(columns) if row.type.startswith("INT") and columns.isdigit() else None
 
 
-def _codes(row: Row) -> int:
+def _sums(row: Row) -> int:
+    return 8 * math.prod(row.shape) // (_block(row) or 1)
+
+
+def codes(row: Row) -> int:
+    """Bytes of the codes of a row of blocks, 0 of another."""
+    if _block(row) is None:
+        return 0
     bits = int(row.type.removeprefix("INT").partition("B")[0])
     return math.prod(row.shape) * bits // 8

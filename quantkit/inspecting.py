@@ -173,8 +173,6 @@ def _form(snapshot: Snapshot, format: str, type: str, nbytes: int, exact: bool, 
 
 
 def _memory(snapshot: Snapshot, format: str, nbytes: int, rows: tuple[Row, ...]) -> dict[int, int]:
-    """Context -> bytes, as `requirements` predicts them; of what it predicts nothing, its weights and the process."""
+    """Context -> bytes, as `requirements` predicts them."""
     contexts = footprint.standard_contexts(gguf_config.context_length(snapshot.config))
-    found = requirements.predict(format, nbytes, rows, snapshot, contexts)
-    known = {each.context: each.total for each in found}
-    return known or dict.fromkeys(contexts, footprint.TORCH_PROCESS + nbytes)
+    return {each.context: each.total for each in requirements.predict(format, nbytes, rows, snapshot, contexts)}

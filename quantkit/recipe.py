@@ -74,7 +74,9 @@ class Memory(Frozen):
     """Resident memory of the artefact in its engine, measured in child processes beside what is predicted."""
 
     contexts: tuple[int, ...] = Field(
-        (512, 2048, 8192), description="tokens to fill; as far as the model goes and a minute each suffices; [] measures none"
+        (512, 2048, 8192),
+        description="tokens to fill, as far as a minute each suffices; of a model that ends before, its limit, half of it, "
+        "a quarter; [] measures none",
     )
 
 

@@ -1,8 +1,10 @@
 """What a model takes in its engine at one context: a process of its own loads it, takes a prompt and decodes a few tokens.
+Of an encoder the context is a text, read a few times; of an encoder-decoder a text that is answered with a few tokens.
 
 GGUF runs in llama.cpp, a prompt in micro-batches, layers with a window in the short cache that its own programs give them
-(its C interface, left alone, gives them the whole context). ONNX decoders run in onnxruntime-genai, which keeps one cache for
-the whole context and takes a prompt as genai_config.json says. GPTQ runs in transformers, its matrices dequantised to bfloat16
+(its C interface, left alone, gives them the whole context). ONNX folders with genai_config.json run in onnxruntime-genai,
+which keeps one cache for the whole context and takes a prompt as that file says; others in onnxruntime, which takes it whole.
+GPTQ runs in transformers, its matrices dequantised to bfloat16
 when it is loaded, a few rows at a time: that needs no further package and is what a CPU without a kernel for packed codes is
 left with. (gptqmodel 7.5.0 keeps them packed until its first forward, and took 0.8 to 2.0 GB where this takes 0.3 to 1.1.)
 
@@ -15,57 +17,73 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from quantkit import footprint, memory, modules, skeleton, source
+from quantkit import arch, footprint, memory, modules, skeleton, source
 from quantkit.engines import children
 from quantkit.values import Resident, Weights
 
 DECODE = 4  # tokens after the prompt
+READINGS = 3  # of an encoder's text: what an arena hands out for a text of one length it settles with the second
 _NEEDS = {"gguf": "llama_cpp", "onnx": "onnxruntime_genai", "gptq": "transformers"}
 
-
-def available(format: str, path: Path) -> bool:
-    """Whether the engine of a format is installed; onnxruntime-genai's runs folders that have its settings."""
-    return find_spec(_NEEDS[format]) is not None and (format != "onnx" or (path.parent / "genai_config.json").is_file())
+Found = tuple[str, tuple[int, float]]
+"""The engine, and what `_before` said."""
 
 
-def measure(path: Path, *, format: str, threads: int, context: int) -> Resident:
+def available(format: str) -> bool:
+    """Whether the engine of a format is installed."""
+    return find_spec(_NEEDS[format]) is not None
+
+
+def measure(path: Path, *, format: str, kind: arch.Kind, threads: int, context: int) -> Resident:
     """Resident bytes before the model was loaded and at the peak, with `context` tokens. Errors as of children.run."""
-    options: dict[str, str | int] = {"file": str(path), "format": format, "threads": threads, "context": context}
+    options: dict[str, str | int] = {
+        "file": str(path),
+        "format": format,
+        "kind": kind,
+        "threads": threads,
+        "context": context,
+    }
     return Resident(**children.run("quantkit.resident", path, options))
 
 
-def _llama_cpp(path: Path, threads: int, context: int) -> tuple[str, tuple[int, float]]:
+def _llama_cpp(path: Path, kind: arch.Kind, threads: int, context: int) -> Found:
     from quantkit.engines import llama_cpp
 
     llama_cpp.load_library()
     before = _before()
+    decoder = kind == "decoder"
     model = llama_cpp.load(
         path,
         context=context,
-        micro_batch=min(context, footprint.UBATCH),
+        micro_batch=min(context, footprint.UBATCH) if decoder else context,  # an encoder sees its whole text at once
         threads=threads,
         exact=False,
-        n_batch=footprint.UBATCH,
-        swa_full=False,
+        **({"n_batch": footprint.UBATCH, "swa_full": False} if decoder else {"embeddings": kind == "encoder"}),
     )
-    prompt = _tokens(context - DECODE, model.vocabulary)
-    for start in range(0, len(prompt), footprint.UBATCH):
-        model.run(model.library.llama_decode, prompt[start : start + footprint.UBATCH], start, every=False)
-    for index in range(DECODE):
-        model.run(model.library.llama_decode, [model.greedy()], len(prompt) + index, every=False)
+    library, prompt = model.library, _tokens(context - DECODE * decoder, model.vocabulary)
+    if decoder:
+        for start in range(0, len(prompt), footprint.UBATCH):
+            model.run(library.llama_decode, prompt[start : start + footprint.UBATCH], start, every=False)
+    else:
+        for _ in range(READINGS):
+            model.run(library.llama_encode, prompt, every=kind == "encoder")
+    if kind != "encoder":
+        for index in range(DECODE):
+            token = model.greedy() if decoder or index else prompt[0]
+            model.run(library.llama_decode, [token], len(prompt) * decoder + index, every=False)
     return llama_cpp.name(), before
 
 
-def _genai(path: Path, threads: int, context: int) -> tuple[str, tuple[int, float]]:
+def _genai(path: Path, threads: int, context: int) -> Found:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime_genai
 
@@ -76,15 +94,48 @@ def _genai(path: Path, threads: int, context: int) -> tuple[str, tuple[int, floa
     settings = onnxruntime_genai.GeneratorParams(model)
     settings.set_search_options(max_length=context, do_sample=False)
     generator = onnxruntime_genai.Generator(model, settings)
-    vocabulary = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    generator.append_tokens(np.array([_tokens(context - DECODE, vocabulary)], np.int32))
+    generator.append_tokens(np.array([_tokens(context - DECODE, _vocabulary(path))], np.int32))
     for _ in range(DECODE):
         if not generator.is_done():
             generator.generate_next_token()
     return f"onnxruntime-genai {version('onnxruntime-genai')}", before
 
 
-def _transformers(path: Path, threads: int, context: int) -> tuple[str, tuple[int, float]]:
+def _onnxruntime(path: Path, kind: arch.Kind, threads: int, context: int) -> Found:
+    import onnxruntime  # noqa: F401  # before the model is loaded
+
+    from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_transducer
+
+    memory.return_large_blocks(256 << 10)  # as for transformers, below
+    before = _before()
+    ids = np.array([_tokens(context - DECODE * (kind == "decoder"), _vocabulary(path))], np.int64)
+    mask, token = np.ones_like(ids), ids[:, :1]
+    if kind == "encoder":
+        session = onnxruntime_decoder.session(path, threads=threads)
+        for _ in range(READINGS):
+            onnxruntime_encoder.states(session, ids, mask)
+    elif kind == "encoder-decoder":
+        graphs = onnxruntime_transducer.load(path, threads=threads)
+        for _ in range(READINGS):
+            states = graphs.encode(ids, mask)
+        logits, past = graphs.begin(token, states, mask)
+        for _ in range(DECODE):
+            logits, past = graphs.go_on(logits[:, -1:].argmax(-1), mask, past)
+    else:
+        decoder = onnxruntime_decoder.load(path, threads=threads)
+        logits, cache = decoder.run(ids, mask, decoder.empty(1))
+        for index in range(DECODE):
+            logits, cache = decoder.run(logits[:, -1:].argmax(-1), np.ones((1, ids.size + index + 1), np.int64), cache)
+    return onnxruntime_decoder.name(), before
+
+
+def _vocabulary(path: Path) -> int:
+    from quantkit.engines import onnxruntime_decoder
+
+    return int(json.loads(onnxruntime_decoder.beside(path, "config.json").read_text(encoding="utf-8"))["vocab_size"])
+
+
+def _transformers(path: Path, threads: int, context: int) -> Found:
     import torch
     import transformers
 
@@ -124,11 +175,14 @@ def _load(model: Any, weights: Weights) -> None:
     memory.release()
 
 
-_RUN: dict[str, Callable[[Path, int, int], tuple[str, tuple[int, float]]]] = {
-    "gguf": _llama_cpp,
-    "onnx": _genai,
-    "gptq": _transformers,
-}
+def _run(format: str, path: Path, kind: arch.Kind, threads: int, context: int) -> Found:
+    if format == "gguf":
+        return _llama_cpp(path, kind, threads, context)
+    if format == "gptq":
+        return _transformers(path, threads, context)
+    if (path.parent / "genai_config.json").is_file():
+        return _genai(path, threads, context)
+    return _onnxruntime(path, kind, threads, context)
 
 
 def _before() -> tuple[int, float]:
@@ -142,13 +196,14 @@ def _tokens(count: int, vocabulary: int) -> list[int]:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m quantkit.resident")
-    parser.add_argument("--format", choices=tuple(_RUN), required=True)
+    parser.add_argument("--format", choices=tuple(_NEEDS), required=True)
     parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("--kind", choices=get_args(arch.Kind), default="decoder")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=512)
     given = parser.parse_args()
     memory.reset_peak()
-    engine, (before, began) = _RUN[given.format](given.file, given.threads, given.context)
+    engine, (before, began) = _run(given.format, given.file, given.kind, given.threads, given.context)
     found = Resident(engine, given.context, before, memory.peak(), time.perf_counter() - began)
     print(json.dumps(asdict(found)))
 

@@ -18,7 +18,6 @@ from quantkit.job import Job
 from quantkit.manifest import (
     CheckRecord,
     FileRecord,
-    MemoryRecord,
     PeerRecord,
     SampleRecord,
     SpeedRecord,
@@ -84,7 +83,7 @@ def verify_all(
             said = {"speed": speeds[0], "baseline": speeds[1], "baseline_label": found.label}
             record = record.model_copy(update=said)
         if all(result.verdict != "fail" or result.check != "integrity" for result in found.results):
-            record = record.model_copy(update={"memory": requirements.records(here, plan, artefact, run=True, known={})})
+            record = record.model_copy(update={"memory": requirements.records(here, plan, artefact, run=True)})
         records[plan.name] = record
     left = [(plan, artefact) for plan, artefact in pairs if plan.name not in records]
     if left:
@@ -139,7 +138,7 @@ def verify(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference,
             "speed": SpeedRecord.model_validate(asdict(timed)),
             "baseline": SpeedRecord.model_validate(asdict(unquantised)) if unquantised else None,
             "baseline_label": original.label,
-            "memory": _memory(job, plan, artefact, gates.latency, timed),
+            "memory": requirements.records(job, plan, artefact, run=True),
             "samples": [SampleRecord(prompt=p, original=before, artefact=after) for p, before, after in asked],
         }
     )
@@ -209,7 +208,7 @@ def _recorded(
         speed=None,
         baseline=None,
         baseline_label=None,
-        memory=requirements.records(job, plan, artefact, run=False, known={}),
+        memory=requirements.records(job, plan, artefact, run=False),
         samples=[],
     )
 
@@ -240,10 +239,3 @@ def _tensors(rows: Sequence[Row], errors: Mapping[str, float]) -> list[TensorRec
 def _context(pace: Latency) -> int:
     """The context that holds the latency measurement."""
     return footprint.padded(pace.prompt + pace.decode)
-
-
-def _memory(job: Job, plan: TargetPlan, artefact: Artefact, pace: Latency, timed: Speed) -> list[MemoryRecord]:
-    """Of a checked GGUF file; of what is no decoder, measured where its speed was."""
-    decoder = quality.kind(job.snapshot) == "decoder"
-    known = {} if decoder else {_context(pace): timed.peak_rss_bytes}
-    return requirements.records(job, plan, artefact, run=decoder, known=known)

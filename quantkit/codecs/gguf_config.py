@@ -99,12 +99,17 @@ def _check_attention(full: Mapping[str, Any]) -> None:
         raise UnsupportedError(f"config.json: query_pre_attn_scalar = {scalar}; the GGUF graph computes with {width}")
 
 
+_PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions begin after the padding token's id
+
+
 def context_length(config: Mapping[str, Any]) -> int:
     """The context, tokens, within which GGUF's graph computes what the model of a config.json does: where it attends to
     everything, a sliding window (Mistral 7B v0.1: 4096 of 32768) ends it."""
     arch = architectures.find(config)
     full = architectures.standard(arch, config)
     length, window = int(full.get("max_position_embeddings", 2048)), full.get("sliding_window")
+    if arch.model_type in _PADDED:
+        length -= int(full.get("pad_token_id", 1)) + 1
     honoured = "attention.sliding_window" in arch.pairs or "use_sliding_window" in arch.fixed
     return min(length, int(window)) if window and not honoured else length
 

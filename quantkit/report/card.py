@@ -164,7 +164,7 @@ def _memory(manifest: Manifest) -> str:
         (
             plain(target.title),
             f"{point.context:,}",
-            "–" if point.predicted is None else fig.memory(point.predicted),
+            fig.memory(point.predicted),
             "–" if point.measured is None else fig.memory(point.measured),
             "–" if point.error is None else fig.signed_percent(point.error),
         )

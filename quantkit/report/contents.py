@@ -62,7 +62,7 @@ class MemoryPoint(_Frozen):
     """Bytes at one context; error: the prediction over the measurement, less one."""
 
     context: int
-    predicted: int | None
+    predicted: int
     measured: int | None
     error: float | None
 

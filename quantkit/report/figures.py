@@ -157,24 +157,21 @@ def fits(target: TargetRecord) -> dict[int, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """Bytes at one context: predicted, measured, or both."""
+    """Bytes at one context: predicted, and measured where it was."""
 
     context: int
-    predicted: int | None
+    predicted: int
     measured: int | None
 
     @property
     def error(self) -> float | None:
         """Of the prediction, as a share of what was measured."""
-        return self.predicted / self.measured - 1 if self.predicted and self.measured else None
+        return self.predicted / self.measured - 1 if self.measured else None
 
 
 def memory_points(target: TargetRecord) -> list[MemoryPoint]:
-    """Predicted and measured memory by context; of a format that nobody predicts, the peak of the speed measurement."""
-    if target.memory or target.speed is None:
-        return [MemoryPoint(record.context, record.total, record.measured) for record in target.memory]
-    met = target.speed.prompt_tokens + (target.speed.decode_tokens if target.speed.decode_tokens_per_s else 0)
-    return [MemoryPoint(met, None, target.speed.peak_rss_bytes)]
+    """Predicted and measured memory by context."""
+    return [MemoryPoint(record.context, record.total, record.measured) for record in target.memory]
 
 
 def worst_memory_error(manifest: Manifest) -> float | None:

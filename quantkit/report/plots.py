@@ -90,11 +90,11 @@ CURVES = 4  # dash patterns that the page defines
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An artefact's bytes by context: (context, predicted or None, measured or None)."""
+    """An artefact's bytes by context: (context, predicted, measured or None)."""
 
     label: str
     series: int
-    points: Sequence[tuple[int, int | None, int | None]]
+    points: Sequence[tuple[int, int, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _curves(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def memory_against_context(series: Sequence[Line], machines: Mapping[int, float]) -> str:
-    """GiB by context, a line per artefact where it is predicted, signs where it was measured.
+    """GiB by context, a line per artefact as it is predicted, signs where it was measured.
 
     `machines` maps a machine's GB to the GiB that a model may take there: horizontal lines, up to the first that is
     never exceeded. The scale is logarithmic, so that a small model and its machine are both in sight.
@@ -190,9 +190,8 @@ def memory_against_context(series: Sequence[Line], machines: Mapping[int, float]
     ]
     for line in series:
         n = line.series % SERIES
-        path = "L".join(f"{x.at(context):.1f} {y.at(total / 2**30):.1f}" for context, total, _ in line.points if total)
-        if path:
-            marks.append(f'<path class="p s{n} d{n}" d="M{path}"><title>{escape(line.label)}</title></path>')
+        path = "L".join(f"{x.at(context):.1f} {y.at(total / 2**30):.1f}" for context, total, _ in line.points)
+        marks.append(f'<path class="p s{n} d{n}" d="M{path}"><title>{escape(line.label)}</title></path>')
         marks += [
             f"<g><title>{escape(_measured(line.label, context, total, measured))}</title>"
             f"{_sign(x.at(context), y.at(measured / 2**30), line.series)}</g>"
@@ -202,9 +201,9 @@ def memory_against_context(series: Sequence[Line], machines: Mapping[int, float]
     return _svg(marks, "Memory by context length: lines are predicted, signs measured")
 
 
-def _measured(label: str, context: int, predicted: int | None, measured: int) -> str:
-    said = f"{label} at {context}: measured {measured / 2**30:.2f} GiB"
-    return said if predicted is None else f"{said}, predicted {predicted / 2**30:.2f} ({predicted / measured - 1:+.1%})"
+def _measured(label: str, context: int, predicted: int, measured: int) -> str:
+    error = predicted / measured - 1
+    return f"{label} at {context}: measured {measured / 2**30:.2f} GiB, predicted {predicted / 2**30:.2f} ({error:+.1%})"
 
 
 def speed_bars(bars: Sequence[Bar], unit: str) -> str:

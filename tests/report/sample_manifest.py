@@ -265,7 +265,7 @@ def sample(*, licence: str | None = "apache-2.0", name: str = "Sample 135M Instr
 
 
 def several() -> Manifest:
-    """Four targets, one with a cloze check, one a GPTQ checkpoint: nobody predicts its memory, its baseline is its own."""
+    """Four targets, one with a cloze check, one a GPTQ checkpoint, whose baseline is its own."""
     manifest = sample()
     small, worst = manifest.targets
     cloze = CheckRecord(
@@ -291,7 +291,6 @@ def several() -> Manifest:
         "speed": speed(900, 60, 900 << 20).model_copy(update=engine),
         "baseline": speed(800, 50, 1200 << 20).model_copy(update=engine),
         "baseline_label": "the source, in transformers",
-        "memory": [],
         "samples": [],
     }
     with_cloze = fine.model_copy(update={"checks": [*fine.checks, cloze]})

@@ -106,7 +106,6 @@ def test_the_card_has_the_content_of_the_page() -> None:
     ]  # fmt: skip
     assert r"| Q8\_0 | cloze | · report | right 78.0 %" in text
     assert "-1.2 ± 0.4%" in text
-    assert "| w4g64 | 576 | – | 900 MiB | – |" in text
     assert "| w4g64 | `mlp.experts.*.down_proj` |" in text
     assert "Memory of 46 GB/s sets a ceiling to decoding" in text
 

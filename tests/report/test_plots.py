@@ -123,12 +123,6 @@ def test_memory_shows_the_machine_that_suffices_and_those_that_do_not() -> None:
     assert "measured 9.00 GiB, predicted 8.00 (-11.1%)" in svg
 
 
-def test_memory_that_nobody_predicts_is_a_sign_without_a_line() -> None:
-    svg = plots.memory_against_context([plots.Line("gptq", 1, [(304, None, 1 << 30)])], {8: 6.0})
-    assert 'class="p ' not in svg
-    assert "gptq at 304: measured 1.00 GiB<" in svg
-
-
 def test_speeds_show_the_spread_of_their_rounds() -> None:
     svg = plots.speed_bars([plots.Bar("F16", None, 50.0), plots.Bar("Q4", 0, 100.0, 2.0, 1.5, 2.5)], "tokens per second")
     x = plots.Axis(0, 125, 1, plots.WIDTH - 92)

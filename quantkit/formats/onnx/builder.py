@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SETTINGS = "genai_config.json"
 WRONG = ("OlmoForCausalLM", "PhiForCausalLM")
 """Whose graphs of onnxruntime-genai 0.18 part from transformers 5's models, by 0.9 and 0.003 of the logits' spread."""
+KNOWN = frozenset({"gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
+"""Of quantkit's decoders, by model_type, those that it makes: for a forecast, `build` finds out."""
 CHUNK = 512  # tokens of a prompt that onnxruntime-genai runs at once
 _OPTIONS = ["windowed_kv_cache=false"]  # whose cache only onnxruntime-genai can begin
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
