@@ -138,8 +138,12 @@ def show_inspection(console: Console, found: Inspection) -> None:
     console.print(
         "under each machine: the largest context in tokens that runs there, of the engine's predicted memory", style="dim"
     )
+    together: dict[tuple[str, str], list[str]] = {}
     for name, why in found.refused.items():
-        console.print(f"{name}: {why}", highlight=False, markup=False, soft_wrap=True)
+        format, _, type = name.partition(" ")
+        together.setdefault((format, why.removeprefix(f"{format}-{type}: ")), []).append(type)
+    for (format, why), types in together.items():
+        console.print(f"{format} {', '.join(types)}: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_lock(console: Console, lock: Lock, path: Path) -> None:

@@ -1,13 +1,15 @@
 """What a checkpoint is and where it runs is said from headers alone, and agrees with what a plan says."""
 
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 import quantkit
-from quantkit import inspecting
+from quantkit import inspecting, screen
 from quantkit.errors import InputError
 from quantkit.source.licences import redistribution
 
@@ -38,6 +40,13 @@ def test_an_encoder_is_made_no_gptq_of(pico):
 def test_what_cannot_be_made_is_named_with_the_reason(pico):
     refused = inspecting.inspect(str(pico("roberta"))).refused
     assert "no GGUF form here" in refused["gguf Q4_K_M"]
+
+
+def test_types_that_share_a_reason_share_a_line(pico):
+    said = io.StringIO()
+    screen.show_inspection(Console(file=said, width=160), inspecting.inspect(str(pico("roberta"))))
+    (line,) = [line for line in said.getvalue().splitlines() if "no GGUF form here" in line]
+    assert line.startswith("gguf F16, Q8_0, ")
 
 
 @pytest.mark.parametrize(("text", "nbytes"), [("12GB", 12 << 30), ("1.5g", 3 << 29), ("800 MiB", 800 << 20)])
