@@ -77,7 +77,7 @@ def _making_memory(
             terms = footprint_run.conversion_memory(target.rows, slab_weights=slab, threads=threads, ahead=ahead)
             yield sum(terms.values())
         elif target.target.format == "onnx":
-            held = _exported_bytes(snapshot, target)
+            held = _exported_bytes(snapshot)
             inline = 0 if _data(target) in _names(target) else _file_bytes(target)
             yield footprint_run.onnx_conversion_memory(target.rows, layers, held=held, inline=inline)
 
@@ -117,7 +117,7 @@ def _check_memory(
             engine = footprint.memory(size, target.rows, config, [CHUNK], instruction_sets=isa, outputs=outputs)[0].growth
             yield footprint_run.LLAMA_CPP_CHECKS + engine + (0 if target is original else head)
         elif target.target.format == "onnx":
-            held = _exported_bytes(snapshot, target)
+            held = _exported_bytes(snapshot)
             graph = footprint_run.onnx_conversion_memory((), footprint.dimensions(config).layers, held=held)
             engine = requirements.predict("onnx", size, target.rows, snapshot, [CHUNK])[0].growth
             yield graph + engine + head
@@ -141,9 +141,9 @@ def _data(target: TargetPlan) -> str:
     return onnx_layout.data(target.onnx, [name for name in _names(target) if name.endswith(".onnx")])
 
 
-def _exported_bytes(snapshot: Snapshot, target: TargetPlan) -> int:
+def _exported_bytes(snapshot: Snapshot) -> int:
     """Of the float32 weights that a graph of transformers' exporter holds while the run lasts; genai's builder has none."""
-    return 0 if any(name.endswith(f"/{builder.SETTINGS}") for name in _names(target)) else 4 * snapshot.parameters()
+    return 0 if snapshot.config["model_type"] in builder.KNOWN else 4 * snapshot.parameters()
 
 
 def _float_graph_bytes(snapshot: Snapshot, folder: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import make_pico
 
 from quantkit import baseline, estimates, footprint_run, pipeline, source
 from quantkit.planning import Needs
@@ -19,10 +20,10 @@ CALIBRATION = {"text": "builtin:python-docs", "tokens": 512, "length": 128}
 
 @pytest.fixture
 def needs(pico: Callable[[str], Path], tmp_path: Path) -> Callable[..., Needs]:
-    """needs(target, ..., calibration=, checks=) of a run of the llama pico."""
+    """needs(target, ..., model=, calibration=, checks=) of a run of the llama pico, or of a folder."""
 
-    def of(*targets: dict[str, Any], **further: Any) -> Needs:
-        snapshot = source.describe(str(pico("llama")))
+    def of(*targets: dict[str, Any], model: Path | None = None, **further: Any) -> Needs:
+        snapshot = source.describe(str(model or pico("llama")))
         recipe = Recipe.model_validate({"source": snapshot.uri, "targets": targets, "checks": False, **further})
         plans = [pipeline.plan_target(target, "", snapshot, "model") for target in recipe.targets]
         original = baseline.plan(snapshot, tmp_path) if GGUF in targets else None
@@ -50,6 +51,17 @@ def test_of_two_unquantised_models_one_is_there_at_a_time(needs: Callable[..., N
     checked, plain = needs(GGUF, checks=checks), needs(GGUF)
     other = {"format": "gguf", "type": "Q4_0"}
     assert needs(GGUF, other, checks=checks).disk - needs(GGUF, other).disk == checked.disk - plain.disk
+
+
+def test_weights_are_held_by_graphs_of_transformers_exporter_alone(
+    needs: Callable[..., Needs], pico: Callable[[str], Path], tmp_path: Path
+) -> None:
+    onnx, width = {"format": "onnx", "bits": 8}, 16384
+    matrix = 256 * (width - 512)
+    built = make_pico("llama", tmp_path / "llama", intermediate_size=width)
+    assert needs(onnx, model=built).memory - needs(onnx).memory < 7 * matrix, "its largest matrix"
+    exported = make_pico("gpt2", tmp_path / "gpt2", n_inner=width)
+    assert needs(onnx, model=exported).memory - needs(onnx, model=pico("gpt2")).memory > 4 * 4 * matrix, "four matrices"
 
 
 def test_small_blocks_that_threads_have_freed_count_until_all_have_come() -> None:

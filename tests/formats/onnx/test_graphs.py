@@ -14,7 +14,7 @@ from checkpoints import DECODERS, ENCODERS, TRANSDUCERS, UNMAPPED
 
 from quantkit import arch, likeness, serving, source
 from quantkit.errors import ResourceError, UnsupportedError
-from quantkit.formats.onnx import graphs, layout, writer
+from quantkit.formats.onnx import builder, graphs, layout, writer
 from quantkit.formats.onnx.graph import Graph
 from quantkit.progress import silent
 from quantkit.targets import OnnxTarget
@@ -50,6 +50,8 @@ def test_decoders_of_the_builder(name: str, pico: Callable[[str], Path], tmp_pat
     found = parity(snapshot, tmp_path)
     assert found.verdict == "pass", found.summary
     assert found.values["decode"] < 1e-4
+    assert list(tmp_path.rglob(builder.SETTINGS))
+    assert snapshot.config["model_type"] in builder.KNOWN
 
 
 @pytest.mark.parametrize("name", slow([*EXPORTED, *ENCODING, *ANSWERING]))
@@ -59,6 +61,7 @@ def test_models_of_the_exporter(name: str, pico: Callable[[str], Path], tmp_path
     found = parity(snapshot, tmp_path, made=made)
     assert found.verdict == "pass", found.summary
     assert found.values["decode"] < 1e-4
+    assert snapshot.config["model_type"] not in builder.KNOWN
 
 
 @pytest.mark.parametrize("name", REFUSED)
