@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit import baseline, costs, likeness, making, quality, workspace
+from quantkit import baseline, costs, likeness, making, memory, quality, workspace
 from quantkit.checks import carried, embedding, latency, reopened, scoring
 from quantkit.checks.scoring import Scores
 from quantkit.checks.verdict import Verdict
@@ -76,11 +76,13 @@ def check(job: Job, plan: TargetPlan, artefact: Artefact, reference: Reference) 
         what = "the whole model" if original.counterpart is None else f"its first {baseline.CUT_LAYERS} layers"
         same = likeness.check(original.snapshot, original.path, threads=job.threads, what=what)
         results = laps.end(same)
+        memory.release()  # transformers' model
         sound, errors = _integrity(job, plan, artefact, made)
         results += laps.end(sound)
         if "fail" in (same.verdict, sound.verdict):  # of another model, or not what was planned: no figure would mean a thing
             return Found(results, errors)
         results += laps.end(*_quality(job, artefact.path, reference, gates))
+        memory.release()  # its session, before child processes take its place
         quick, ours, theirs = _time(job, original, original.counterpart or artefact.path, gates.latency)
         results += laps.end(quick)
     results += laps.end(_isa(plan))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from quantkit import arch, baseline, costs, footprint, quality, reopening, requirements, sensitivity, serving, solved
+from quantkit import arch, baseline, costs, footprint, memory, quality, reopening, requirements, sensitivity, serving, solved
 from quantkit.baseline import Baseline
 from quantkit.checks import integrity, latency, tokenizer
 from quantkit.codecs import gguf_config, gguf_tensors, gguf_vocab
@@ -85,11 +85,13 @@ def verify_all(
         if all(result.verdict != "fail" or result.check != "integrity" for result in found.results):
             record = record.model_copy(update={"memory": requirements.records(here, plan, artefact, run=True)})
         records[plan.name] = record
+        memory.release()
     left = [(plan, artefact) for plan, artefact in pairs if plan.name not in records]
     if left:
         with baseline.made(job) as original:
             for plan, artefact in left:
                 records[plan.name] = verify(job.labelled(plan.name), plan, artefact, reference, original)
+                memory.release()
     for plan, _ in pairs:
         if plan.name in codes and plan.target.format != "gptq":
             account = CheckRecord.model_validate(asdict(solved.account(plan, codes[plan.name])))
