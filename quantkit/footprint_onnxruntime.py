@@ -18,11 +18,13 @@ from quantkit.values import Row
 
 PROCESS = 55 * MiB  # Python, NumPy and the library
 LIBRARY, DECODER_GRAPH = 12 * MiB, 3 * MiB  # what it touches with the first model, and with every decoder's graph
-_PER_INTERMEDIATE = 1.4  # values that the arena holds, per token
-_MASKS = 5  # numbers of a token and a position that no head has of its own: masks, and what they are made of
-_SCORES: Mapping[str, float] = {"t5": 7.4, "deberta-v2": 18.5}  # numbers of a head, a token and a position: with relative
-_PLAIN_SCORES = 4.5  # positions' biases and what finds them; and without
-_DECODER_SCORES = 2.4
+
+# What the arena holds, in float32 numbers: per token and intermediate value; per token and position, masks and what they are
+# made of; per token, position and head, scores and what becomes of them, with relative positions also what finds those.
+_PER_INTERMEDIATE = 1.4
+_MASKS = 5
+_SCORES, _DECODER_SCORES = 4.5, 2.4
+_RELATIVE_SCORES: Mapping[str, float] = {"t5": 7.4, "deberta-v2": 18.5}
 
 
 def compute_buffer(config: Mapping[str, Any], tokens: int, kind: arch.Kind) -> int:
@@ -33,7 +35,7 @@ def compute_buffer(config: Mapping[str, Any], tokens: int, kind: arch.Kind) -> i
     if kind == "decoder":
         cache = footprint.cache_bytes(config, tokens, tokens, "f32")
         return cache + int(4 * (inside + tokens * d.vocabulary + _DECODER_SCORES * d.heads * tokens**2))
-    scores = _SCORES.get(str(config.get("model_type")), _PLAIN_SCORES)
+    scores = _RELATIVE_SCORES.get(str(config.get("model_type")), _SCORES)
     return int(4 * (inside + (scores * d.heads + _MASKS) * tokens**2))
 
 

@@ -4,9 +4,9 @@ Of an encoder the context is a text, read a few times; of an encoder-decoder a t
 GGUF runs in llama.cpp, a prompt in micro-batches, layers with a window in the short cache that its own programs give them
 (its C interface, left alone, gives them the whole context). ONNX folders with genai_config.json run in onnxruntime-genai,
 which keeps one cache for the whole context and takes a prompt as that file says; others in onnxruntime, which takes it whole.
-GPTQ runs in transformers, its matrices dequantised to bfloat16
-when it is loaded, a few rows at a time: that needs no further package and is what a CPU without a kernel for packed codes is
-left with. (gptqmodel 7.5.0 keeps them packed until its first forward, and took 0.8 to 2.0 GB where this takes 0.3 to 1.1.)
+GPTQ runs in transformers, its matrices dequantised to bfloat16 when it is loaded, a few rows at a time: that needs no further
+package and is what a CPU without a kernel for packed codes is left with. (gptqmodel 7.5.0 keeps them packed until its first
+forward, and took 0.8 to 2.0 GB where this takes 0.3 to 1.1.)
 
 `python -m quantkit.resident --format F --file F --context N` measures one artefact: one JSON line.
 """
@@ -32,7 +32,7 @@ from quantkit.values import Resident, Weights
 
 DECODE = 4  # tokens after the prompt
 READINGS = 3  # of an encoder's text: what an arena hands out for a text of one length it settles with the second
-_NEEDS = {"gguf": "llama_cpp", "onnx": "onnxruntime_genai", "gptq": "transformers"}
+_NEEDS = {"gguf": "llama_cpp", "onnx": "onnxruntime", "gptq": "transformers"}
 
 Found = tuple[str, tuple[int, float]]
 """The engine, and what `_before` said."""
