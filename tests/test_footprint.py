@@ -24,8 +24,10 @@ from quantkit import (
     source,
 )
 from quantkit.errors import UnsupportedError
+from quantkit.footprint import Memory
+from quantkit.manifest import TargetRecord
 from quantkit.report import machine
-from quantkit.values import Row
+from quantkit.values import Resident, Row
 
 MISTRAL = {
     "model_type": "mistral", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
@@ -319,19 +321,23 @@ def test_predicted_memory_is_what_a_child_process_takes(smol: Path, tmp_path: Pa
         assert abs(error) < 0.03, (ftype, prediction, measured)
 
 
+def adds(made: TargetRecord, uri: str, place: Path, context: int) -> tuple[Memory, Resident, int]:
+    """What is predicted of an artefact below `place`, what a child process takes, and by how much it grows."""
+    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in made.tensors]
+    nbytes = sum(file.nbytes for file in made.files if not file.name.endswith(".json"))
+    snapshot = source.describe(uri)
+    (prediction,) = requirements.predict(made.format, nbytes, rows, snapshot, [context])
+    path, kind = next(place.glob(f"*/{made.file}")), quality.kind(snapshot)
+    found = resident.measure(path, format=made.format, kind=kind, threads=2, context=context)
+    return prediction, found, found.peak - found.before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "type", "engine"), [("onnx", "INT8", "onnxruntime_genai")])
 def test_what_a_model_adds_is_predicted(smollm2: str, tmp_path: Path, format: str, type: str, engine: str) -> None:
     pytest.importorskip(engine)
     target = quantkit.convert(smollm2, format=format, type=type, checks=False, work_dir=tmp_path, threads=2).targets[0]
-    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in target.tensors]
-    nbytes = sum(file.nbytes for file in target.files if not file.name.endswith(".json"))
-    (prediction,) = requirements.predict(format, nbytes, rows, source.describe(smollm2), [512])
-    path = next(tmp_path.glob(f"*/{target.file}"))
-    if not resident.available(format):
-        pytest.skip("its engine is not installed")
-    found = resident.measure(path, format=format, kind="decoder", threads=2, context=512)
-    growth = found.peak - found.before
+    prediction, found, growth = adds(target, smollm2, tmp_path, 512)
     assert prediction.growth == pytest.approx(growth, rel=0.15), (prediction, found)
 
 
@@ -362,12 +368,7 @@ def test_what_a_windowed_model_adds_is_predicted(
         recipe["calibration"] = {"text": "builtin:python-docs", "tokens": 512, "length": 256}
     (tmp_path / "random.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     made = quantkit.convert(tmp_path / "random.yaml", work_dir=tmp_path, threads=2).targets[0]
-    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in made.tensors]
-    nbytes = sum(file.nbytes for file in made.files if not file.name.endswith(".json"))
-    (prediction,) = requirements.predict(target["format"], nbytes, rows, source.describe(model), [context])
-    path = next(tmp_path.glob(f"*/{made.file}"))
-    found = resident.measure(path, format=target["format"], kind="decoder", threads=2, context=context)
-    growth = found.peak - found.before
+    prediction, found, growth = adds(made, model, tmp_path, context)
     assert prediction.growth == pytest.approx(growth, rel=0.1), (prediction, found)
 
 
@@ -380,10 +381,5 @@ def test_what_an_encoder_or_an_exported_model_adds_is_predicted(name: str, forma
     target = {"format": format, **({"type": "Q8_0"} if format == "gguf" else {"bits": 8})}
     (tmp_path / "random.yaml").write_text(json.dumps({"source": model, "targets": [target], "checks": False}), encoding="utf-8")
     made = quantkit.convert(tmp_path / "random.yaml", work_dir=tmp_path, threads=2).targets[0]
-    rows = [row(t.name, tuple(t.shape), t.type, t.nbytes) for t in made.tensors]
-    nbytes = sum(file.nbytes for file in made.files if not file.name.endswith(".json"))
-    snapshot = source.describe(model)
-    (prediction,) = requirements.predict(format, nbytes, rows, snapshot, [1024])
-    path = next(tmp_path.glob(f"*/{made.file}"))
-    found = resident.measure(path, format=format, kind=quality.kind(snapshot), threads=2, context=1024)
-    assert prediction.growth == pytest.approx(found.peak - found.before, rel=0.2), (prediction, found)
+    prediction, found, growth = adds(made, model, tmp_path, 1024)
+    assert prediction.growth == pytest.approx(growth, rel=0.2), (prediction, found)

@@ -37,6 +37,11 @@ def run(
     return found
 
 
+def tokens(count: int, vocabulary: int) -> list[int]:
+    """Arbitrary ones, the same in every engine: neither speed nor memory depends on them."""
+    return [(7919 * index + 17) % vocabulary for index in range(count)]
+
+
 def speed(engine: str, threads: int, prompt: int, decode: int, times: tuple[float, float, float, float, float, float]) -> Speed:
     """This process's Speed with `prompt` tokens read and `decode` made (0: there is no decoder). times, in seconds: loading
     began and was done, the warm-up was done, the prompt was read, the first token was there, and the last."""

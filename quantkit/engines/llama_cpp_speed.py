@@ -52,7 +52,7 @@ def _measure(path: Path, kind: Kind, threads: int, prompt: int, decode: int, con
     further = {"embeddings": True} if kind == "encoder" else {}
     model = llama_cpp.load(path, context=context, micro_batch=micro_batch, threads=threads, exact=False, **further)
     loaded = time.perf_counter()
-    tokens = [(7919 * index + 17) % model.vocabulary for index in range(prompt + decode)]
+    tokens = children.tokens(prompt + decode, model.vocabulary)
     begun = prompt if kind == "decoder" else 1  # where the decoder stands after its first token
     _read(model, kind, tokens[:_WARM_UP_TOKENS])
     _answer(model, kind, tokens[:4], _WARM_UP_TOKENS if kind == "decoder" else 0)

@@ -105,6 +105,11 @@ def beside(graph: Path, name: str) -> Path:
     return next((path for path in (graph.parent / name, graph.parent.parent / name) if path.is_file()), graph.parent / name)
 
 
+def vocabulary(graph: Path) -> int:
+    """How many tokens a graph's model has, as the config.json of its folder says."""
+    return int(json.loads(beside(graph, "config.json").read_text(encoding="utf-8"))["vocab_size"])
+
+
 def _ends(graph: Path) -> frozenset[int]:
     """Tokens that end a generation."""
     for file in ("generation_config.json", "config.json"):

@@ -102,8 +102,7 @@ def _measure_transducer(path: Path, threads: int, prompt: int, decode: int) -> S
 
 
 def _tokens(path: Path, count: int) -> NDArray[np.int64]:
-    vocabulary = json.loads(onnxruntime_decoder.beside(path, "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    return np.array([[(7919 * index + 17) % vocabulary for index in range(count)]], np.int64)
+    return np.array([children.tokens(count, onnxruntime_decoder.vocabulary(path))], np.int64)
 
 
 def _main() -> None:

@@ -45,7 +45,7 @@ def _measure(folder: Path, threads: int, prompt: int, decode: int) -> Speed:
     begin = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu").eval()
     loaded = time.perf_counter()
-    tokens = torch.tensor([[(7919 * index + 17) % model.config.vocab_size for index in range(prompt)]])
+    tokens = torch.tensor([children.tokens(prompt, model.config.vocab_size)])
     with torch.no_grad():
         model.generate(tokens[:, :_WARM_UP_TOKENS], max_new_tokens=4, do_sample=False, pad_token_id=0)
         warm = time.perf_counter()

@@ -170,6 +170,12 @@ def test_a_sliding_window_ends_the_context() -> None:
     assert kv["llama.context_length"] == gguf_config.context_length(mistral) == 4096
 
 
+def test_positions_that_begin_after_the_padding_are_fewer() -> None:
+    roberta = {**CONFIG, "model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
+    assert gguf_config.context_length(roberta) == 512
+    assert gguf_config.context_length({**roberta, "model_type": "electra"}) == 514
+
+
 def test_a_config_without_a_context_has_transformers_default() -> None:
     assert gguf_config.context_length({**CONFIG, "max_position_embeddings": None}) == 2048
 
